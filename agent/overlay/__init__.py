@@ -1,0 +1,4 @@
+"""The overlay network: keeps VXLAN device, neighbours, FDB and routes equal to the list of Nodes.
+
+`agent.overlay.run.Overlay` is the component; `cni.vxlan` holds the pure planner.
+"""

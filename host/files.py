@@ -1,0 +1,154 @@
+"""Files that are either the old ones or the new ones, never half of each.
+
+`write_atomic` is temp file, fsync, rename, fsync of the folder. A record is JSON in an envelope with its
+kind, version and a SHA-256 of the content; one that cannot be trusted raises `CorruptRecord`, and
+`quarantine` moves it aside for a person to look at while the caller rebuilds the facts from the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from host.errors import Busy, HostError, from_oserror
+
+MAX_RECORD_BYTES = 16 << 20
+
+
+class CorruptRecord(HostError):
+    """A record's bytes are not what was written: cut, changed, of another kind or of a newer version."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(errno.EBADMSG, f"record {path}", detail)
+
+
+def write_atomic(path: Path | str, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Replace a file's whole content at once.
+
+    Args:
+        path: the file; its folder must exist.
+        data: the new content.
+        mode: permission bits of the new file.
+        sync: whether the content must survive a power cut; False where the folder is on tmpfs anyway.
+
+    Raises:
+        HostError: the old content is then untouched.
+    """
+    target = Path(path)
+    temp = ""
+    try:
+        fd, temp = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fchmod(fd, mode)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temp, target)
+        if sync:
+            _sync_folder(target.parent)
+    except OSError as exc:
+        if temp:
+            with suppress(FileNotFoundError):
+                os.unlink(temp)
+        raise from_oserror(exc, f"write {target}") from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_record(
+    path: Path | str, data: Any, *, kind: str, version: int, mode: int = 0o600, sync: bool = True
+) -> None:
+    """Write JSON-able data as a record of this kind and version (see `write_atomic`)."""
+    body = json.dumps(data, separators=(",", ":"), sort_keys=True)
+    envelope = {
+        "kind": kind,
+        "version": version,
+        "sha256": hashlib.sha256(body.encode()).hexdigest(),
+        "data": data,
+    }
+    write_atomic(path, json.dumps(envelope, separators=(",", ":")).encode(), mode=mode, sync=sync)
+
+
+def read_record(path: Path | str, *, kind: str, version: int) -> Any:
+    """Read a record's data.
+
+    Raises:
+        NotFound: no such file.
+        CorruptRecord: not JSON, wrong checksum, another kind, or a version newer than `version`.
+    """
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            raw = file.read(MAX_RECORD_BYTES + 1)
+    except OSError as exc:
+        raise from_oserror(exc, f"read {source}") from exc
+    if len(raw) > MAX_RECORD_BYTES:
+        raise CorruptRecord(source, f"larger than {MAX_RECORD_BYTES} bytes")
+    try:
+        envelope = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise CorruptRecord(source, "not JSON") from exc
+    if not isinstance(envelope, dict) or not {"kind", "version", "sha256", "data"} <= envelope.keys():
+        raise CorruptRecord(source, "no record envelope")
+    if envelope["kind"] != kind:
+        raise CorruptRecord(source, f"kind is {envelope['kind']!r}, not {kind!r}")
+    if not isinstance(envelope["version"], int) or envelope["version"] > version:
+        raise CorruptRecord(source, f"version {envelope['version']!r} is newer than {version}")
+    body = json.dumps(envelope["data"], separators=(",", ":"), sort_keys=True)
+    if hashlib.sha256(body.encode()).hexdigest() != envelope["sha256"]:
+        raise CorruptRecord(source, "checksum does not match")
+    return envelope["data"]
+
+
+def quarantine(path: Path | str) -> Path:
+    """Move a file aside as `<name>.corrupt` (replacing an older one) and say where it is now.
+
+    Raises:
+        NotFound: no such file.
+    """
+    source = Path(path)
+    target = source.with_name(source.name + ".corrupt")
+    try:
+        os.replace(source, target)
+    except OSError as exc:
+        raise from_oserror(exc, f"quarantine {source}") from exc
+    return target
+
+
+@contextmanager
+def locked(path: Path | str, *, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive flock(2) on a file, which is created where missing and stays behind.
+
+    Raises:
+        Busy: somebody else holds it and `wait` is False.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise from_oserror(exc, f"lock {path}") from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as exc:
+            raise Busy(errno.EBUSY, f"lock {path}", "another process holds it") from exc
+        yield
+    finally:
+        os.close(fd)
