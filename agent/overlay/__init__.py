@@ -1,4 +1,8 @@
 """The overlay network: keeps VXLAN device, neighbours, FDB and routes equal to the list of Nodes.
 
-`agent.overlay.run.Overlay` is the component; `cni.vxlan` holds the pure planner.
+`agent.overlay.component.Overlay` is the component; `cni.vxlan` holds the pure planner.
 """
+
+from agent.overlay.component import Overlay, OverlaySettings
+
+__all__ = ["Overlay", "OverlaySettings"]

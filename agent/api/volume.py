@@ -1,0 +1,221 @@
+"""The volume half of the Pod API: sources, projections, mounts, claims.
+
+Only shapes; `agent.volumes` acts on them. Unknown fields are dropped, so a `Volume` whose sources are all None is
+of a kind this node does not support.
+
+Source: k8s.io/api/core/v1/types.go (API reference v1.37).
+"""
+
+from __future__ import annotations
+
+from agent.api.meta import LabelSelector, LocalObjectReference, Object, Quantities, Struct
+
+
+class KeyToPath(Struct, kw_only=True):
+    key: str = ""
+    path: str = ""
+    mode: int | None = None
+
+
+class ConfigMapVolumeSource(Struct, kw_only=True):
+    name: str = ""
+    items: tuple[KeyToPath, ...] = ()
+    default_mode: int | None = None
+    optional: bool = False
+
+
+class SecretVolumeSource(Struct, kw_only=True):
+    secret_name: str = ""
+    items: tuple[KeyToPath, ...] = ()
+    default_mode: int | None = None
+    optional: bool = False
+
+
+class ObjectFieldSelector(Struct, kw_only=True):
+    api_version: str = "v1"
+    field_path: str = ""
+
+
+class ResourceFieldSelector(Struct, kw_only=True):
+    container_name: str = ""
+    resource: str = ""
+    divisor: str = ""
+
+
+class DownwardAPIVolumeFile(Struct, kw_only=True):
+    path: str = ""
+    field_ref: ObjectFieldSelector | None = None
+    resource_field_ref: ResourceFieldSelector | None = None
+    mode: int | None = None
+
+
+class DownwardAPIVolumeSource(Struct, kw_only=True):
+    items: tuple[DownwardAPIVolumeFile, ...] = ()
+    default_mode: int | None = None
+
+
+class SecretProjection(Struct, kw_only=True):
+    name: str = ""
+    items: tuple[KeyToPath, ...] = ()
+    optional: bool = False
+
+
+class ConfigMapProjection(Struct, kw_only=True):
+    name: str = ""
+    items: tuple[KeyToPath, ...] = ()
+    optional: bool = False
+
+
+class ServiceAccountTokenProjection(Struct, kw_only=True):
+    audience: str = ""
+    expiration_seconds: int = 3600
+    path: str = ""
+
+
+class ClusterTrustBundleProjection(Struct, kw_only=True):
+    name: str = ""
+    signer_name: str = ""
+    label_selector: LabelSelector | None = None
+    optional: bool = False
+    path: str = ""
+
+
+class VolumeProjection(Struct, kw_only=True):
+    """One of the fields is set."""
+
+    secret: SecretProjection | None = None
+    config_map: ConfigMapProjection | None = None
+    downward_api: DownwardAPIVolumeSource | None = None
+    service_account_token: ServiceAccountTokenProjection | None = None
+    cluster_trust_bundle: ClusterTrustBundleProjection | None = None
+
+
+class ProjectedVolumeSource(Struct, kw_only=True):
+    sources: tuple[VolumeProjection, ...] = ()
+    default_mode: int | None = None
+
+
+class EmptyDirVolumeSource(Struct, kw_only=True):
+    medium: str = ""
+    size_limit: str | None = None
+
+
+class HostPathVolumeSource(Struct, kw_only=True):
+    path: str = ""
+    type: str = ""
+
+
+class NFSVolumeSource(Struct, kw_only=True):
+    server: str = ""
+    path: str = ""
+    read_only: bool = False
+
+
+class LocalVolumeSource(Struct, kw_only=True):
+    path: str = ""
+    fs_type: str = ""
+
+
+class PersistentVolumeClaimVolumeSource(Struct, kw_only=True):
+    claim_name: str = ""
+    read_only: bool = False
+
+
+class EphemeralVolumeSource(Struct, kw_only=True):
+    """A claim made from a template; the claim is named `<pod>-<volume>` by the controller."""
+
+
+class ImageVolumeSource(Struct, kw_only=True):
+    reference: str = ""
+    pull_policy: str = ""
+
+
+class CSIVolumeSource(Struct, kw_only=True):
+    """An inline CSI volume of a pod."""
+
+    driver: str = ""
+    read_only: bool = False
+    fs_type: str = ""
+    volume_attributes: dict[str, str] = {}
+    node_publish_secret_ref: LocalObjectReference | None = None
+
+
+class SecretReference(Struct, kw_only=True):
+    name: str = ""
+    namespace: str = ""
+
+
+class CSIPersistentVolumeSource(Struct, kw_only=True):
+    driver: str = ""
+    volume_handle: str = ""
+    read_only: bool = False
+    fs_type: str = ""
+    volume_attributes: dict[str, str] = {}
+    node_stage_secret_ref: SecretReference | None = None
+    node_publish_secret_ref: SecretReference | None = None
+    node_expand_secret_ref: SecretReference | None = None
+
+
+class Volume(Struct, kw_only=True):
+    """At most one source is set; none of them: a kind of volume this node does not know."""
+
+    name: str = ""
+    empty_dir: EmptyDirVolumeSource | None = None
+    host_path: HostPathVolumeSource | None = None
+    config_map: ConfigMapVolumeSource | None = None
+    secret: SecretVolumeSource | None = None
+    projected: ProjectedVolumeSource | None = None
+    downward_api: DownwardAPIVolumeSource | None = None
+    persistent_volume_claim: PersistentVolumeClaimVolumeSource | None = None
+    ephemeral: EphemeralVolumeSource | None = None
+    nfs: NFSVolumeSource | None = None
+    csi: CSIVolumeSource | None = None
+    image: ImageVolumeSource | None = None
+
+
+class VolumeMount(Struct, kw_only=True):
+    name: str = ""
+    mount_path: str = ""
+    read_only: bool = False
+    recursive_read_only: str | None = None
+    sub_path: str = ""
+    sub_path_expr: str = ""
+    mount_propagation: str | None = None
+
+
+class VolumeDevice(Struct, kw_only=True):
+    name: str = ""
+    device_path: str = ""
+
+
+class PersistentVolumeSpec(Struct, kw_only=True):
+    capacity: Quantities = {}
+    access_modes: tuple[str, ...] = ()
+    volume_mode: str = "Filesystem"
+    mount_options: tuple[str, ...] = ()
+    storage_class_name: str = ""
+    host_path: HostPathVolumeSource | None = None
+    nfs: NFSVolumeSource | None = None
+    local: LocalVolumeSource | None = None
+    csi: CSIPersistentVolumeSource | None = None
+
+
+class PersistentVolume(Object, kw_only=True):
+    spec: PersistentVolumeSpec = PersistentVolumeSpec()
+
+
+class PersistentVolumeClaimSpec(Struct, kw_only=True):
+    volume_name: str = ""
+    volume_mode: str = "Filesystem"
+    access_modes: tuple[str, ...] = ()
+    storage_class_name: str | None = None
+
+
+class PersistentVolumeClaimStatus(Struct, kw_only=True):
+    phase: str = ""
+    capacity: Quantities = {}
+
+
+class PersistentVolumeClaim(Object, kw_only=True):
+    spec: PersistentVolumeClaimSpec = PersistentVolumeClaimSpec()
+    status: PersistentVolumeClaimStatus = PersistentVolumeClaimStatus()

@@ -1,0 +1,177 @@
+"""The settings of `nodelet-cri`: flags, the file behind `--config`, and their defaults.
+
+A setting is known by its flag (`--cni-conf-dir`) and by the same word in the file (`cniConfDir`). Flags win
+over the file, the file over the defaults. Anything unknown is an error that names it. Imports little on
+purpose: it is read before the spawner starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from host.errors import InputError
+
+RUNTIME_NAME = "nodelet-cri"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def _option(default: Any, words: str) -> Any:
+    return field(default=default, metadata={"help": words})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything an operator can set."""
+
+    listen: str = _option("unix:///run/nodelet/cri.sock", "address of the CRI socket (unix:///PATH)")
+    root: Path = _option(Path("/var/lib/nodelet/cri"), "images and writable layers; survives a reboot")
+    state: Path = _option(Path("/run/nodelet/cri"), "facts about running pods; best on tmpfs")
+    cgroup_root: Path = _option(Path("/sys/fs/cgroup"), "where the cgroup hierarchies are mounted")
+    cni_conf_dir: Path = _option(Path("/etc/cni/net.d"), "CNI configuration; the first name in order is used")
+    cni_bin_dir: Path = _option(Path("/opt/cni/bin"), "CNI plugins")
+    netns_dir: Path = _option(Path("/run/netns"), "where network namespaces of pods are bound")
+    registry_config_dir: Path = _option(
+        Path("/etc/nodelet/registries.d"), "mirrors, one <host>/hosts.toml a registry"
+    )
+    seccomp_root: Path = _option(
+        Path("/var/lib/kubelet/seccomp"), "folder that Localhost seccomp profiles must be in"
+    )
+    stream_address: str = _option("127.0.0.1:0", "HOST:PORT of exec, attach and port-forward streams")
+    pinned_images: tuple[str, ...] = _option((), "image names that garbage collection leaves alone")
+    log_level: str = _option("info", "debug, info, warning or error")
+
+    @property
+    def socket_path(self) -> Path:
+        """The path inside `listen`."""
+        return Path(self.listen.removeprefix("unix://"))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _key(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are `InputError`, so that they all end as one line."""
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; see nodelet-cri --help")
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """The settings for a command line (without the program's name).
+
+    Raises:
+        InputError: an unknown flag or key, a value of the wrong form, an unreadable file.
+        SystemExit: after `--help` and `--version`.
+    """
+    parser = _Parser(
+        prog="nodelet-cri",
+        allow_abbrev=False,
+        description="CRI v1 runtime of nodelet; `nodelet-cri image …` works on its image store",
+    )
+    parser.add_argument("--version", action="version", version=f"{RUNTIME_NAME} {version('nodelet')}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with these settings")
+    for item in fields(Settings):
+        parser.add_argument(
+            _flag(item.name),
+            dest=item.name,
+            metavar="VALUE",
+            action="append" if isinstance(item.default, tuple) else "store",
+            help=f"{item.metadata['help']} (default: {_shown(item.default)})",
+        )
+    given = vars(parser.parse_args(list(argv)))
+    path = given.pop("config")
+    values = read_file(path) if path else {}
+    values.update({name: value for name, value in given.items() if value is not None})
+    return build(values)
+
+
+def _shown(value: Any) -> str:
+    return (",".join(value) or "none") if isinstance(value, tuple) else str(value).replace("%", "%%")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a file, by attribute name and not yet checked.
+
+    Raises:
+        InputError: unreadable, not a mapping, or an unknown key.
+    """
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            content = yaml.safe_load(file.read(_MAX_CONFIG_BYTES))
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+    except (yaml.YAMLError, RecursionError) as exc:
+        raise InputError(f"{path} is not YAML: {str(exc).splitlines()[0]}") from exc
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} must hold a mapping of settings")
+    known = {_key(item.name): item.name for item in fields(Settings)}
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path}: unknown setting {key!r}; known are {', '.join(sorted(known))}")
+    return {known[key]: value for key, value in content.items()}
+
+
+def build(values: Mapping[str, Any]) -> Settings:
+    """Settings from checked names and raw values.
+
+    Raises:
+        InputError: a value of the wrong type or form.
+    """
+    typed: dict[str, Any] = {}
+    for item in fields(Settings):
+        if item.name not in values:
+            continue
+        value = values[item.name]
+        if isinstance(item.default, tuple):
+            if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+                raise InputError(f"{_key(item.name)} must be a list of strings")
+            typed[item.name] = tuple(value)
+        elif not isinstance(value, str):
+            raise InputError(f"{_key(item.name)} must be a string, not {type(value).__name__}")
+        elif isinstance(item.default, Path):
+            if not value.startswith("/"):
+                raise InputError(f"{_flag(item.name)} {value!r} must be an absolute path")
+            typed[item.name] = Path(value)
+        else:
+            typed[item.name] = value
+    settings = Settings(**typed)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    if not settings.listen.startswith("unix:///"):
+        raise InputError(f"--listen {settings.listen!r} must be unix:///PATH")
+    if len(str(settings.socket_path).encode()) > 107:
+        raise InputError(f"--listen {settings.listen!r} is longer than the 107 bytes of a socket path")
+    if settings.log_level not in LOG_LEVELS:
+        raise InputError(f"--log-level {settings.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
+    host_port(settings.stream_address)
+
+
+def host_port(address: str) -> tuple[str, int]:
+    """Host and port of a stream address, which must be a loopback address: streams carry no password.
+
+    Raises:
+        InputError: another form, or not loopback.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "[::1]", "localhost") or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--stream-address {address!r} must be 127.0.0.1:PORT or [::1]:PORT")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,73 @@
+"""What cgroups are asked for and what they tell: plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRule:
+    """Which device a cgroup may use; major or minor None: every one."""
+
+    kind: str
+    """c, b, or a for all devices."""
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+    allow: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Limits of one cgroup; None leaves the kernel's value as it is.
+
+    The CPU share is in v1 units on every kernel (2..262144; 1024 is one CPU) and is converted for v2 as
+    runc and kubelet do. Memory and huge page sizes are bytes; -1 lifts the limit.
+    """
+
+    cpu_shares: int | None = None
+    cpu_quota_us: int | None = None
+    """CPU time per period; -1 lifts the limit."""
+    cpu_period_us: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    memory_limit: int | None = None
+    memory_swap_limit: int | None = None
+    """Memory and swap together, as in v1 and CRI."""
+    memory_min: int | None = None
+    """v2 only (memory QoS); left alone on v1."""
+    memory_high: int | None = None
+    """v2 only (memory QoS); left alone on v1."""
+    oom_group: bool | None = None
+    """v2 only: an out-of-memory kill takes the whole cgroup."""
+    pids_limit: int | None = None
+    """-1 or 0 lifts the limit."""
+    hugepage_limits: Mapping[str, int] = field(default_factory=dict)
+    """Page size as the kernel names it (2MB) to bytes."""
+    unified: Mapping[str, str] = field(default_factory=dict)
+    """v2 only: file name to content, written last, as in CRI."""
+    devices: tuple[DeviceRule, ...] | None = None
+    """What may be used, everything else being denied; None: no change. Enforced on v1 only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgroupStats:
+    """What a cgroup has used up; 0 where the kernel has no such figure."""
+
+    cpu_usage_ns: int = 0
+    cpu_throttled_periods: int = 0
+    cpu_throttled_ns: int = 0
+    memory_usage: int = 0
+    memory_working_set: int = 0
+    """Usage without inactive page cache, as cAdvisor and kubelet define it."""
+    memory_rss: int = 0
+    memory_limit: int = 0
+    """0: none."""
+    memory_page_faults: int = 0
+    memory_major_page_faults: int = 0
+    swap_usage: int = 0
+    pids: int = 0
+    pids_limit: int = 0
+    """0: none."""
+    oom_kills: int = 0

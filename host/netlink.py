@@ -1,0 +1,192 @@
+"""Links, addresses, routes, neighbours and FDB of one network namespace, over one rtnetlink socket.
+
+Requests are values made by host.rtnl; `Netlink.execute` sends any number of them in one system call and
+reads their answers, so a pod's whole wiring takes a handful of calls. A socket belongs to the namespace it
+was opened in for ever, whichever thread uses it, and may be shared by threads.
+
+Not for: packet filters (host.rules), IPVS, ipset and conntrack.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TypeVar
+
+from host import netns as namespaces
+from host import rtnl
+from host.errors import Busy, HostError, NotFound, from_errno, from_oserror
+from host.rtnl import Address, Link, Neighbour, Request, Route
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
+_ERROR = struct.Struct("=i")
+_RECEIVE_BYTES = 1 << 18
+_DUMP_ATTEMPTS = 5
+_ANSWER_SECONDS = 10.0
+
+R = TypeVar("R")
+
+
+class Netlink:
+    """A rtnetlink socket in the calling thread's network namespace, or in `netns` (fd or path).
+
+    Close it, or use it as a context manager. All methods raise HostError types (NotFound, Exists, …).
+    """
+
+    def __init__(self, netns: namespaces.NetnsRef | None = None) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        try:
+            if netns is None:
+                self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+            else:
+                self._socket = namespaces.open_socket(netns, socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+            self._socket.bind((0, 0))
+            self._socket.settimeout(_ANSWER_SECONDS)
+        except HostError:
+            raise
+        except OSError as exc:
+            raise from_oserror(exc, "open a netlink socket") from exc
+        self._lock = threading.Lock()
+        self._sequence = itertools.count(1)
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; a second time does nothing."""
+        self._socket.close()
+
+    def execute(self, *requests: Request, ignore: tuple[type[HostError], ...] = ()) -> None:
+        """Send requests in one go and wait for all answers.
+
+        The kernel works on every request even when an earlier one failed; the first failure that is not of
+        a type in `ignore` is raised.
+        """
+        for failure, request in zip(self.try_execute(*requests), requests, strict=True):
+            if failure and not isinstance(error := from_errno(failure, request.what), ignore):
+                raise error
+
+    def try_execute(self, *requests: Request) -> list[int]:
+        """As `execute`, but gives the errno of each request (0: done) instead of raising it."""
+        with self._lock:
+            first, answers = self._send(requests, rtnl.NLM_F_ACK), {}
+            while len(answers) < len(requests):
+                for kind, _flags, sequence, payload in self._receive():
+                    if kind == rtnl.NLMSG_ERROR and first <= sequence < first + len(requests):
+                        answers[sequence] = -_ERROR.unpack_from(payload)[0]
+        return [answers[first + offset] for offset in range(len(requests))]
+
+    def _send(self, requests: Sequence[Request], flags: int) -> int:
+        sequences = [next(self._sequence) for _ in requests]
+        data = bytearray()
+        for sequence, request in zip(sequences, requests, strict=True):
+            length = _HEADER.size + len(request.body)
+            all_flags = request.flags | rtnl.NLM_F_REQUEST | flags
+            data += _HEADER.pack(length, request.kind, all_flags, sequence, 0) + request.body
+            data += b"\0" * (-length % 4)
+        try:
+            self._socket.send(data)
+        except OSError as exc:
+            raise from_oserror(exc, f"send to netlink: {requests[0].what}") from exc
+        return sequences[0]
+
+    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+        """The messages of one datagram as (type, flags, sequence, payload)."""
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError as exc:
+            raise from_errno(errno.ETIMEDOUT, "wait for a netlink answer") from exc
+        except OSError as exc:
+            raise from_oserror(exc, "receive from netlink") from exc
+        messages, start = [], 0
+        while start + _HEADER.size <= len(data):
+            length, kind, flags, sequence, _port = _HEADER.unpack_from(data, start)
+            if length < _HEADER.size or start + length > len(data):
+                raise from_errno(errno.EBADMSG, "receive from netlink", "message longer than its datagram")
+            messages.append((kind, flags, sequence, data[start + _HEADER.size : start + length]))
+            start += (length + 3) & ~3
+        return messages
+
+    def get_link(self, name: str) -> Link:
+        """The device of that name. Raises NotFound."""
+        request = rtnl.get_link(name)
+        with self._lock:
+            wanted = self._send([request], 0)
+            while True:
+                for kind, _flags, sequence, payload in self._receive():
+                    if sequence != wanted:
+                        continue
+                    if kind == rtnl.NLMSG_ERROR:
+                        raise from_errno(-_ERROR.unpack_from(payload)[0] or errno.EIO, request.what)
+                    return rtnl.parse_link(payload)
+
+    def find_link(self, name: str) -> Link | None:
+        """The device of that name, or None."""
+        with suppress(NotFound):
+            return self.get_link(name)
+        return None
+
+    def _dump(self, request: Request, parse: Callable[[bytes], R]) -> list[R]:
+        """All records of a dump; one the kernel marks as interrupted by a change is read again (5 times)."""
+        with self._lock:
+            for _ in range(_DUMP_ATTEMPTS):
+                found = self._dump_once(request, parse)
+                if found is not None:
+                    return found
+        raise Busy(errno.EAGAIN, request.what, "the list kept changing while it was read")
+
+    def _dump_once(self, request: Request, parse: Callable[[bytes], R]) -> list[R] | None:
+        wanted, found, interrupted = self._send([request], 0), [], False
+        while True:
+            for kind, flags, sequence, payload in self._receive():
+                if sequence != wanted:
+                    continue
+                interrupted = interrupted or bool(flags & rtnl.NLM_F_DUMP_INTR)
+                if kind == rtnl.NLMSG_ERROR:
+                    raise from_errno(-_ERROR.unpack_from(payload)[0] or errno.EIO, request.what)
+                if kind == rtnl.NLMSG_DONE:
+                    return None if interrupted else found
+                found.append(parse(payload))
+
+    def links(self) -> list[Link]:
+        """All devices."""
+        return self._dump(rtnl.dump_links(), rtnl.parse_link)
+
+    def bridge_ports(self) -> list[Link]:
+        """All bridge ports, with `hairpin` filled in."""
+        return self._dump(rtnl.dump_links(bridge_ports=True), rtnl.parse_link)
+
+    def addresses(self, index: int | None = None) -> list[Address]:
+        """All addresses, or those of one device."""
+        found = self._dump(rtnl.dump_addresses(), rtnl.parse_address)
+        return [address for address in found if index is None or address.index == index]
+
+    def routes(self, *, protocol: int | None = None) -> list[Route]:
+        """All unicast routes of the main tables (IPv4 and IPv6), or those with one protocol number."""
+        found: list[Route | None] = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            found += self._dump(rtnl.dump_routes(family), rtnl.parse_route)
+        return [r for r in found if r is not None and (protocol is None or r.protocol == protocol)]
+
+    def neighbours(self, index: int) -> list[Neighbour]:
+        """ARP and ND entries of one device."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            found += self._dump(rtnl.dump_neighbours(family, index), rtnl.parse_neighbour)
+        return [entry for entry in found if entry.index == index]
+
+    def fdb(self, index: int) -> list[Neighbour]:
+        """Forwarding entries of one bridge port or VXLAN device."""
+        found = self._dump(rtnl.dump_neighbours(rtnl.AF_BRIDGE, index), rtnl.parse_neighbour)
+        return [entry for entry in found if entry.index == index]
