@@ -184,8 +184,9 @@ def _write(root: Path, kind: str, record: SandboxRecord | ContainerRecord, versi
     folder = root / record.id
     data = msgspec.to_builtins(record)
     write_record(folder / f"{version + 1}{_SUFFIX}", data, kind=kind, version=RECORD_VERSION, sync=False)
-    if version:
-        (folder / f"{version}{_SUFFIX}").unlink(missing_ok=True)
+    for old in (version, version - 1):  # two, as a crash may have left the one before as well
+        if old > 0:
+            (folder / f"{old}{_SUFFIX}").unlink(missing_ok=True)
     return version + 1
 
 
@@ -197,7 +198,6 @@ def _versions(folder: Path) -> list[int]:
 def _records(root: Path, kind: str, model: type[R]) -> Iterator[tuple[int, R]]:
     for folder in sorted(root.iterdir()):
         versions = _versions(folder)
-        newest = versions[0] if versions else 0
         for version in versions:
             path = folder / f"{version}{_SUFFIX}"
             try:
@@ -206,7 +206,5 @@ def _records(root: Path, kind: str, model: type[R]) -> Iterator[tuple[int, R]]:
                 log.error("record set aside as %s: %s", quarantine(path), exc)
                 continue
             if record.id == folder.name:
-                yield newest, record
+                yield version, record
             break
-        for version in versions[1:]:
-            (folder / f"{version}{_SUFFIX}").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,13 +21,23 @@ BUSYBOX = "busybox:1.36"
 class Cluster(Protocol):
     """What the tests need of a running lab (tests/lab/conftest.py makes it)."""
 
-    def kubectl(self, *args: str, input: str = "", check: bool = True) -> str: ...
+    def kubectl(self, *args: str, input: str = "", check: bool = True) -> str:
+        """kubectl's standard output."""
 
-    def kubectl_status(self, *args: str) -> tuple[int, str, str]: ...
+    def kubectl_status(self, *args: str) -> tuple[int, str, str]:
+        """kubectl's exit status, standard output and standard error."""
 
-    def node(self, node: str, *argv: str, check: bool = True) -> str: ...
+    def node(self, node: str, *argv: str, check: bool = True) -> str:
+        """What a program prints, run in a node's namespaces."""
 
-    def pid_of(self, container_id: str, *, node: str) -> int | None: ...
+    def outside(self, *argv: str) -> str:
+        """What a program prints, run beside the nodes: in the control plane's network namespace."""
+
+    def pid_of(self, container_id: str, *, node: str) -> int | None:
+        """The machine's PID of a container's first process, found in its cgroup; None when it has none."""
+
+    def killed(self, node: str, *programs: str) -> AbstractContextManager[None]:
+        """kill -9 these programs ("nodelet", "nodelet-cri"); start them again at the end and wait for Ready."""
 
 
 def until(what: str, fact: Callable[[], T | None], *, timeout: float = WAIT_SECONDS) -> T:

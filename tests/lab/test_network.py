@@ -13,19 +13,19 @@ def two(ns):
 
 def test_e01_pods_and_nodes_reach_each_other_without_nat(ns):
     address = two(ns)
-    ns.apply(pod("listener", container("nc -lk -p 9000 -e sh -c 'echo $NCAT_REMOTE_ADDR'"), node="n2"))
+    ns.apply(pod("listener", container("exec nc -ll -p 9000 -e cat"), node="n2"))
     for source in address:
         for target, ip in address.items():
             assert ns.sh(source, f"wget -qO- http://{ip}:8080/").strip() == target
-            assert ns.cluster.node(source, "wget", "-qO-", f"http://{ip}:8080/").strip() == target
+            assert ns.cluster.node(source, "busybox", "wget", "-qO-", f"http://{ip}:8080/").strip() == target
     listener = ns.wait_running("listener")["status"]["podIP"]
-    ns.kubectl("exec", "n1", "--", "sh", "-c", f"(sleep 5 | nc {listener} 9000) >/dev/null 2>&1 &")
-    peers = ns.sh("listener", "for i in 1 2 3 4 5 6 7 8; do netstat -tn; sleep 0.3; done")
-    established = [
-        line.split()[4] for line in peers.splitlines() if "ESTABLISHED" in line and ":9000" in line
-    ]
-    assert established
-    assert {peer.rsplit(":", 1)[0].removeprefix("::ffff:") for peer in established} == {address["n1"]}
+    talk = f"(sleep 3 | nc {listener} 9000) >/dev/null 2>&1 & sleep 1; netstat -tn"
+    from_client = ns.sh("n1", talk)
+    from_server = ns.sh("listener", "netstat -tn")
+    for table, column in ((from_client, 3), (from_server, 4)):
+        rows = [line.split() for line in table.splitlines() if "ESTABLISHED" in line and ":9000" in line]
+        ends = {row[column].rsplit(":", 1)[0].removeprefix("::ffff:") for row in rows}
+        assert ends == {address["n1"]}, table
     for name in address:
         node = json.loads(ns.cluster.kubectl("get", "node", name, "-o", "json"))
         internal = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")

@@ -19,7 +19,9 @@ def test_b01_run_a_pod(ns):
     found = ns.wait_running("nginx")
     node = json.loads(ns.kubectl("get", "node", found["spec"]["nodeName"], "-o", "json"))
     assert ipaddress.ip_address(found["status"]["podIP"]) in ipaddress.ip_network(node["spec"]["podCIDR"])
-    assert "Welcome to nginx" in ns.cluster.node("n1", "wget", "-qO-", f"http://{found['status']['podIP']}/")
+    assert "Welcome to nginx" in ns.cluster.node(
+        "n1", "busybox", "wget", "-qO-", f"http://{found['status']['podIP']}/"
+    )
     ns.kubectl("delete", "pod", "nginx")
     assert ns.pod("nginx") == {}
 

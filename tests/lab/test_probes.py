@@ -1,4 +1,4 @@
-"""Rows C01, C02, C03 and the readiness and startup probes: what is asked, and what follows from the answer."""
+"""Rows C01, C02, C03, readiness and startup probes: what is asked, and what follows."""
 
 from kit import container, container_status, http_server, is_ready, pod, service, until
 

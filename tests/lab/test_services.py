@@ -19,7 +19,7 @@ def backends(ns, *nodes):
 
 def ask(ns, client, url, times=1):
     """How often each backend answered."""
-    loop = f"for i in $(seq {times}); do wget -T 5 -qO- {url} || echo failed; done"
+    loop = f"for i in $(seq {times}); do wget -qO- {url} || echo failed; done"
     return Counter(ns.sh(client, loop).split())
 
 
@@ -46,7 +46,7 @@ def test_hairpin_and_no_endpoints(ns):
     url = f"http://{ns.get('service', 'web')['spec']['clusterIP']}/"
     wait_for_rules(ns, "web0", url, {"web0"})
     empty = f"http://{ns.get('service', 'nobody')['spec']['clusterIP']}/"
-    code, _, err = ns.run("exec", "web0", "--", "wget", "-T", "5", "-qO-", empty)
+    code, _, err = ns.run("exec", "web0", "--", "wget", "-qO-", empty)
     assert code != 0
     assert "refused" in err
     ns.kubectl("delete", "pod", "web0")
@@ -72,8 +72,8 @@ def test_f03_node_port_on_every_node(ns):
             url = f"http://{ip}:{port}/"
             wait_for_rules(ns, "client", url, {"web0"})
             for source in ("n1", "n2"):
-                assert ns.cluster.node(source, "wget", "-T", "5", "-qO-", url).strip() == "web0"
-            assert ns.cluster.outside("wget", "-T", "5", "-qO-", url).strip() == "web0"
+                assert ns.cluster.node(source, "busybox", "wget", "-qO-", url).strip() == "web0"
+            assert ns.cluster.outside("busybox", "wget", "-qO-", url).strip() == "web0"
 
 
 def test_dns_resolves_services(ns):

@@ -11,11 +11,12 @@ PROGRAMS = [("nodelet",), ("nodelet-cri",), ("nodelet", "nodelet-cri")]
 @pytest.mark.parametrize("programs", PROGRAMS, ids="+".join)
 def test_containers_outlive_the_programs(ns, programs):
     counter = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
+    waits = "while [ ! -e /x ]; do sleep 0.1; done; exit 42"
     ns.apply(
         pod("stays", container(counter), node="n1"),
         pod(
             "ends",
-            container("while [ ! -e /x ]; do sleep 0.1; done; exit 42"),
+            container(waits),
             restartPolicy="Never",
             node="n1",
         ),

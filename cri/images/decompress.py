@@ -1,0 +1,209 @@
+"""Uncompressed bytes of a layer: gzip, zstd or plain, with hashing and limits, on helper threads.
+
+Three things are slow about a layer: inflating, hashing, writing. zlib, zstandard, hashlib and write(2)
+all release the interpreter lock, so each gets a thread and they overlap. The kind of compression is told by
+the first bytes, as containerd does, not by the media type.
+"""
+
+import hashlib
+import queue
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from cri.images.errors import CorruptContent
+
+_CHUNK = 1 << 20
+_DEPTH = 8
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = tuple(bytes((0x50 + n, 0x2A, 0x4D, 0x18)) for n in range(16))
+_ZSTD_MAX_WINDOW = 128 << 20
+_END = b""
+
+
+class Hashed:
+    """A binary file whose bytes are hashed and counted as they are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def read(self, count: int = _CHUNK) -> bytes:
+        """Up to `count` bytes; empty at the end."""
+        data = self._file.read(count)
+        self._hash.update(data)
+        self.count += len(data)
+        return data
+
+    def digest(self) -> str:
+        """Read what is left, and return `sha256:<hex>` of the whole file."""
+        while self.read():
+            pass
+        return "sha256:" + self._hash.hexdigest()
+
+
+def chunks(file: Hashed) -> Iterator[bytes]:
+    """Yield the uncompressed content of a file; CorruptContent when the compression is broken."""
+    head = file.read()
+    if head.startswith(_GZIP_MAGIC):
+        return _gunzip(head, file)
+    if head.startswith((_ZSTD_MAGIC, *_ZSTD_SKIPPABLE)):
+        return _unzstd(head, file)
+    return _plain(head, file)
+
+
+def _plain(head: bytes, file: Hashed) -> Iterator[bytes]:
+    while head:
+        yield head
+        head = file.read()
+
+
+def _gunzip(data: bytes, file: Hashed) -> Iterator[bytes]:
+    try:
+        while data:
+            if not data.lstrip(b"\0"):
+                data = file.read()  # zero padding behind the last member
+                continue
+            engine = zlib.decompressobj(wbits=31)
+            while not engine.eof:
+                out = engine.decompress(data, _CHUNK)
+                if out:
+                    yield out
+                data = engine.unconsumed_tail or (b"" if engine.eof else file.read())
+                if not data and not engine.eof and not out:
+                    raise CorruptContent("gzip stream is cut short")
+            data = engine.unused_data or file.read()
+    except zlib.error as exc:
+        raise CorruptContent("gzip stream is corrupt") from exc
+
+
+def _unzstd(head: bytes, file: Hashed) -> Iterator[bytes]:
+    import zstandard  # only layers that need it pay for the import
+
+    engine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
+    reader = engine.stream_reader(_Joined(head, file), read_size=_CHUNK, read_across_frames=True)
+    try:
+        while out := reader.read(_CHUNK):
+            yield out
+    except zstandard.ZstdError as exc:
+        raise CorruptContent("zstd stream is corrupt or wants too large a window") from exc
+
+
+class _Joined:
+    """A first piece that was read already, and the file it came from."""
+
+    def __init__(self, head: bytes, file: Hashed) -> None:
+        self._head = head
+        self._file = file
+
+    def read(self, count: int = -1) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        return self._file.read(_CHUNK if count < 0 else count)
+
+
+class LayerSource:
+    """A `tarstream.Source` over a compressed file, inflating and hashing in the background.
+
+    Use as a context manager; `finish` drains the stream and returns the DiffID.
+    """
+
+    def __init__(self, file: Hashed, *, max_bytes: int) -> None:
+        """Read `file`; more than `max_bytes` uncompressed bytes are CorruptContent."""
+        self._file = file
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self._data: queue.Queue[bytes | Exception] = queue.Queue(_DEPTH)
+        self._to_hash: queue.Queue[bytes] = queue.Queue(_DEPTH)
+        self._stop = threading.Event()
+        self._current = memoryview(b"")
+        self._ended = False
+        self._threads = (
+            threading.Thread(target=self._inflate, name="inflate"),
+            threading.Thread(target=self._hash_all, name="hash"),
+        )
+
+    def __enter__(self) -> "LayerSource":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        while not self._ended:
+            self._fill()
+        for thread in self._threads:
+            thread.join()
+
+    def read(self, count: int) -> bytes:
+        """Exactly `count` bytes, fewer only at the end of the stream."""
+        if count <= len(self._current):
+            data = bytes(self._current[:count])
+            self._current = self._current[count:]
+            return data
+        parts: list[memoryview] = []
+        while count and (self._current or self._fill()):
+            piece = self._current[:count]
+            self._current = self._current[len(piece) :]
+            count -= len(piece)
+            parts.append(piece)
+        return b"".join(parts)
+
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """`count` bytes in pieces; CorruptContent when the stream ends earlier."""
+        while count:
+            if not self._current and not self._fill():
+                raise CorruptContent("tar archive ends in the middle of a file")
+            piece = self._current[:count]
+            self._current = self._current[len(piece) :]
+            count -= len(piece)
+            yield piece
+
+    def finish(self) -> str:
+        """Read the rest of the stream and return the digest of all of it."""
+        self._current = memoryview(b"")
+        while self._fill():
+            self._current = memoryview(b"")
+        for thread in self._threads:
+            thread.join()
+        return "sha256:" + self._hash.hexdigest()
+
+    def _fill(self) -> bool:
+        if self._ended:
+            return False
+        item = self._data.get()
+        if isinstance(item, Exception):
+            self._ended = True
+            if self._stop.is_set():
+                return False
+            raise item
+        if item == _END:
+            self._ended = True
+            return False
+        self._current = memoryview(item)
+        return True
+
+    def _inflate(self) -> None:
+        total = 0
+        last: bytes | Exception = _END
+        try:
+            for chunk in chunks(self._file):
+                total += len(chunk)
+                if total > self._max_bytes:
+                    raise CorruptContent(f"layer unpacks to more than {self._max_bytes} bytes")
+                if self._stop.is_set():
+                    break
+                self._to_hash.put(chunk)
+                self._data.put(chunk)
+        except (CorruptContent, OSError, MemoryError) as exc:
+            last = exc
+        self._to_hash.put(_END)
+        self._data.put(last)
+
+    def _hash_all(self) -> None:
+        while chunk := self._to_hash.get():
+            self._hash.update(chunk)
