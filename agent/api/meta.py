@@ -1,9 +1,9 @@
 """Parts every API object shares: names, owners, list data, references.
 
-All structs of `agent.api` are immutable msgspec records.  Attribute names are snake_case, the JSON names are the
-API's own (`wire_name` knows the initialisms).  Unknown JSON fields are dropped, absent ones get the API's default,
-and a field that equals its default is not written.  Times stay RFC 3339 strings (see `agent.api.times`): most are
-only copied.  This module decides nothing.
+All structs of `agent.api` are immutable msgspec records. Attribute names are snake_case, the JSON names are
+the API's own (`wire_name` knows the initialisms). Unknown JSON fields are dropped, absent ones get the API's
+default, and a field that equals its default is not written. Times stay RFC 3339 strings (see
+`agent.api.times`): most are only copied. This module decides nothing.
 
 Source: k8s.io/apimachinery/pkg/apis/meta/v1/types.go, k8s.io/api/core/v1/types.go (API reference v1.37).
 """
@@ -57,7 +57,7 @@ _IRREGULAR = {
 
 
 def wire_name(attribute: str) -> str:
-    """The API's JSON name of a snake_case attribute: `pod_ip` is `podIP`, `restart_policy` is `restartPolicy`."""
+    """The API's JSON name of a snake_case attribute: `pod_ip` is `podIP`, `host_port` is `hostPort`."""
     if attribute in _IRREGULAR:
         return _IRREGULAR[attribute]
     first, *rest = attribute.split("_")
@@ -107,7 +107,7 @@ class ListMeta(Struct, kw_only=True):
 
 
 class Object(Struct, kw_only=True):
-    """Base of everything that has a name. `kind` and `api_version` are empty on items of a list, as the API does."""
+    """Base of everything that has a name. `kind` and `api_version` are empty on the items of a list."""
 
     api_version: str = ""
     kind: str = ""

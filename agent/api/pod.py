@@ -1,7 +1,7 @@
 """The Pod API: what a user asks of a node (spec) and what the node answers (status).
 
-Struct defaults are the API server's own defaults, so a static pod read from a file means the same as a pod read from
-the API. Only shapes: `agent.pods` decides what they mean.
+Struct defaults are the API server's own defaults, so a static pod read from a file means the same as a pod
+read from the API. Only shapes: `agent.pods` decides what they mean.
 
 Source: k8s.io/api/core/v1/types.go, k8s.io/kubernetes/pkg/apis/core/v1/defaults.go (API reference v1.37).
 """

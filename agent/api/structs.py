@@ -1,6 +1,6 @@
 """Every API record in one import: `from agent.api.structs import Pod, Service`.
 
-The records live in `meta` (shared parts), `volume`, `pod` and `cluster`; this module only gathers their names.
+The records live in `meta` (shared parts), `volume`, `pod` and `cluster`; this module gathers their names.
 """
 
 from agent.api.cluster import (

@@ -1,7 +1,7 @@
 """The volume half of the Pod API: sources, projections, mounts, claims.
 
-Only shapes; `agent.volumes` acts on them. Unknown fields are dropped, so a `Volume` whose sources are all None is
-of a kind this node does not support.
+Only shapes; `agent.volumes` acts on them. Unknown fields are dropped, so a `Volume` whose sources are all
+None is of a kind this node does not support.
 
 Source: k8s.io/api/core/v1/types.go (API reference v1.37).
 """

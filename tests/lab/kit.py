@@ -37,7 +37,7 @@ class Cluster(Protocol):
         """The machine's PID of a container's first process, found in its cgroup; None when it has none."""
 
     def killed(self, node: str, *programs: str) -> AbstractContextManager[None]:
-        """kill -9 these programs ("nodelet", "nodelet-cri"); start them again at the end and wait for Ready."""
+        """kill -9 these programs ("nodelet", "nodelet-cri"); at the end they run again and are ready."""
 
 
 def until(what: str, fact: Callable[[], T | None], *, timeout: float = WAIT_SECONDS) -> T:

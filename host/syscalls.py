@@ -1,0 +1,304 @@
+"""System calls that Python 3.11 has no function for, through ctypes: the only module with raw calls.
+
+Imports as little as it can, because container supervisors are forked from a process that has it loaded.
+Every call is prepared when the module is loaded, so that nothing is imported or looked up afterwards (a
+container's init calls these after it has entered the image's root). Errors are `host.errors.HostError`.
+Numbers are those of linux/*.h; they are the same on x86-64 and arm64 where no table says otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from host.errors import from_errno
+
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MNT_FORCE = 0x1
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+FSOPEN_CLOEXEC = 0x1
+FSMOUNT_CLOEXEC = 0x1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+CLOSE_RANGE_CLOEXEC = 0x4
+
+PROC_SUPER_MAGIC = 0x9FA0
+
+_X86 = {"pivot_root": 155}
+_ARM = {"pivot_root": 41}
+_NUMBERS = {
+    **(_ARM if os.uname().machine == "aarch64" else _X86),
+    "pidfd_send_signal": 424,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_long, _ulong, _int, _chars = ctypes.c_long, ctypes.c_ulong, ctypes.c_int, ctypes.c_char_p
+
+_mount = _libc.mount
+_mount.argtypes = (_chars, _chars, _chars, _ulong, _chars)
+_umount2 = _libc.umount2
+_umount2.argtypes = (_chars, _int)
+_unshare = _libc.unshare
+_unshare.argtypes = (_int,)
+_setns = _libc.setns
+_setns.argtypes = (_int, _int)
+_prctl = _libc.prctl
+_prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
+_capset = _libc.capset
+_capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_sethostname = _libc.sethostname
+_sethostname.argtypes = (_chars, ctypes.c_size_t)
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of linux/openat2.h."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr of linux/mount.h."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _SockFprog(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _path(path: str | bytes) -> bytes:
+    return path if isinstance(path, bytes) else os.fsencode(path)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise from_errno(ctypes.get_errno(), what)
+    return result
+
+
+def _call(name: str, *args: object) -> int:
+    """One raw system call; integers are passed as long, bytes and structures by address."""
+    ready = (_long(arg) if isinstance(arg, int) else arg for arg in args)
+    return int(_syscall(_long(_NUMBERS[name]), *ready))
+
+
+def mount(
+    source: str | bytes,
+    target: str | bytes,
+    fstype: str | bytes = b"",
+    flags: int = 0,
+    data: str | bytes = b"",
+) -> None:
+    """mount(2). The target is followed: never one inside a container's root (use `move_mount`)."""
+    words = [_path(word) or None for word in (source, target, fstype, data)]
+    _check(_mount(words[0], words[1], words[2], flags, words[3]), f"mount {target!r}")
+
+
+def umount(target: str | bytes, flags: int = 0) -> None:
+    """umount2(2); UMOUNT_NOFOLLOW is always added."""
+    _check(_umount2(_path(target), flags | UMOUNT_NOFOLLOW), f"umount {target!r}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) with CLONE_NEW* flags, for the calling thread."""
+    _check(_unshare(flags), f"unshare 0x{flags:x}")
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    """setns(2): move the calling thread into the namespace, or a pidfd's namespaces named by `flags`."""
+    _check(_setns(fd, flags), "setns")
+
+
+def pivot_root(new_root: str | bytes, put_old: str | bytes) -> None:
+    """pivot_root(2)."""
+    _check(_call("pivot_root", _path(new_root), _path(put_old)), "pivot_root")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    """prctl(2) with plain numbers; answers its result."""
+    return _check(_prctl(option, arg2, arg3, 0, 0), f"prctl {option}")
+
+
+def set_process_name(name: bytes) -> None:
+    """What /proc/<pid>/comm shows; cut to 15 bytes by the kernel."""
+    buffer = ctypes.create_string_buffer(name[:15])
+    _check(_prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0), "prctl PR_SET_NAME")
+
+
+def sethostname(name: bytes) -> None:
+    """sethostname(2) in the calling thread's UTS namespace."""
+    _check(_sethostname(name, len(name)), "sethostname")
+
+
+def capset(*, effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of the calling thread, with 64-bit masks (version 3 of the interface)."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    low, high = 0xFFFFFFFF, 32
+    data = (ctypes.c_uint32 * 6)(
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> high,
+        permitted >> high,
+        inheritable >> high,
+    )
+    _check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+
+
+def load_seccomp(program: bytes) -> None:
+    """Install a classic BPF program (8 bytes an instruction) as this thread's seccomp filter."""
+    prog = _SockFprog(len(program) // 8, program)
+    _check(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(prog), 0, 0), "load seccomp filter")
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    """close_range(2): close, or with CLOSE_RANGE_CLOEXEC mark, every descriptor of the range."""
+    _check(_call("close_range", first, last, flags), "close_range")
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """pidfd_send_signal(2): never hits a reused process id."""
+    _check(_call("pidfd_send_signal", pidfd, signal, 0, 0), f"pidfd_send_signal {signal}")
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2); the descriptor is readable once the process has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as exc:
+        raise from_errno(exc.errno or 0, f"pidfd_open {pid}") from exc
+
+
+def openat2(dirfd: int, path: str | bytes, *, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """openat2(2); O_CLOEXEC is always added.
+
+    Args:
+        dirfd: with RESOLVE_IN_ROOT the folder that counts as "/", also for links met on the way.
+        resolve: RESOLVE_* flags.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _check(
+        _call("openat2", dirfd, _path(path), ctypes.byref(how), ctypes.sizeof(how)), f"open {_text(path)}"
+    )
+
+
+def open_tree(dirfd: int, path: str | bytes, flags: int) -> int:
+    """open_tree(2): with OPEN_TREE_CLONE a detached copy of the mount at that path."""
+    return _check(_call("open_tree", dirfd, _path(path), flags | OPEN_TREE_CLOEXEC), f"open {_text(path)}")
+
+
+def move_mount(mount_fd: int, target_fd: int) -> None:
+    """move_mount(2) of a detached mount onto an open (O_PATH) file or folder."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(_call("move_mount", mount_fd, b"", target_fd, b"", flags), "move_mount")
+
+
+def mount_setattr(
+    mount_fd: int, *, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2) on an open mount: MOUNT_ATTR_* and MS_PRIVATE, MS_SLAVE or MS_SHARED."""
+    attr = _MountAttr(set, clear, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _check(
+        _call("mount_setattr", mount_fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), "mount_setattr"
+    )
+
+
+def new_mount(
+    fstype: bytes, options: tuple[tuple[bytes, bytes], ...] = (), *, attributes: int = 0, source: bytes = b""
+) -> int:
+    """fsopen, fsconfig, fsmount: a detached mount of a new file system.
+
+    Args:
+        options: in order; an empty value sets a flag.
+        attributes: MOUNT_ATTR_*.
+
+    Returns:
+        the mount's descriptor.
+    """
+    what = f"mount {_text(fstype)}"
+    fs = _check(_call("fsopen", fstype, FSOPEN_CLOEXEC), what)
+    try:
+        for key, value in ((b"source", source or fstype), *options):
+            command = FSCONFIG_SET_STRING if value else FSCONFIG_SET_FLAG
+            done = _call("fsconfig", fs, command, key, value or _long(0), 0)
+            _check(done, f"{what} option {_text(key)}={_text(value)}")
+        _check(_call("fsconfig", fs, FSCONFIG_CMD_CREATE, 0, 0, 0), what)
+        return _check(_call("fsmount", fs, FSMOUNT_CLOEXEC, attributes), what)
+    finally:
+        os.close(fs)
+
+
+def _text(path: str | bytes) -> str:
+    return path if isinstance(path, str) else path.decode(errors="replace")
