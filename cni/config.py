@@ -1,13 +1,76 @@
 """The network configuration: what the agent writes into /etc/cni/net.d, and its strict reading in the plugin.
 
+Everything the plugin is told from outside passes through `parse_config` and `parse_attachment`, which accept
+or name the field that is wrong; the rest of the package works with their frozen results.
+
 Not for: finding configuration files, which is the runtime's part of CNI.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cni import errors
+from cni.errors import CniError
+from host import rtnl
+from host.errors import InputError
+from host.rtnl import IPAddress, IPNetwork
 
 CONFLIST_NAME = "10-nodelet.conflist"
+PLUGIN_TYPE = "nodelet-cni"
+STATE_DIR = "/var/lib/cni/nodelet"
+BRIDGE = "cbr0"
+
+NO_POD_CIDR = "node has no podCIDR; controller-manager needs --allocate-node-cidrs"
+"""The one message for a node that has not been given a pod range; also the reason of NetworkReady=false."""
+
+SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_IFNAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_SMALLEST_SUBNET = {4: 30, 6: 126}  # a gateway, a pod, and the two that are never handed out
+_PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """One host port that leads to a pod's port (capability `portMappings`)."""
+
+    host_port: int
+    container_port: int
+    protocol: str  # tcp, udp, sctp
+    host_ip: IPAddress | None = None  # None: every address of the node
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """One network as ADD needs it."""
+
+    name: str
+    cni_version: str
+    bridge: str
+    mtu: int  # bytes, 0: leave the kernel's default
+    subnets: tuple[IPNetwork, ...]  # at most one of each IP family
+    cluster_cidrs: tuple[IPNetwork, ...]
+    masquerade: bool
+    hairpin: bool
+    state_dir: Path
+    port_mappings: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One interface of one container: the key of everything the plugin makes."""
+
+    container_id: str
+    ifname: str
 
 
 def render_conflist(
@@ -16,20 +79,185 @@ def render_conflist(
     cluster_cidrs: Sequence[str] = (),
     mtu: int = 0,
     name: str = "nodelet",
-    bridge: str = "cbr0",
-    state_dir: str = "/var/lib/cni/nodelet",
+    bridge: str = BRIDGE,
+    state_dir: str = STATE_DIR,
     masquerade: bool = True,
     hairpin: bool = True,
 ) -> bytes:
-    """The conflist (JSON bytes, newline at the end) for a node with these pod CIDRs (Node.spec.podCIDRs).
+    """The conflist for a node with these pod CIDRs, as JSON bytes with a newline at the end.
 
-    `cluster_cidrs` are the ranges that are reached without masquerading (all pods); `mtu` is that of pod
-    interfaces in bytes (0: the bridge's default of 1500). Deterministic: equal input, equal bytes, so a
-    writer can compare before it writes (host.files.write_atomic, mode 0o644).
-    Raises InputError; with no pod CIDR at all its text is NO_POD_CIDR.
+    Deterministic: equal input gives equal bytes, so a writer can compare before it writes (with
+    host.files.write_atomic and mode 0o644).
+
+    Args:
+        pod_cidrs: Node.spec.podCIDRs, at most one of each family.
+        cluster_cidrs: ranges reached without masquerading, that is all pods of the cluster.
+        mtu: of pod interfaces, in bytes; 0 for the bridge's default of 1500.
+        name: of the network; also the folder of its leases.
+        bridge: device that joins the node's pods.
+        state_dir: where the plugin keeps its leases.
+        masquerade: whether pods get the node's address towards the outside.
+        hairpin: whether a pod reaches itself through a service.
+
+    Raises:
+        InputError: a range that cannot be used; NO_POD_CIDR where there is none.
     """
-    raise NotImplementedError
+    if not pod_cidrs:
+        raise InputError(NO_POD_CIDR)
+    plugin = {
+        "type": PLUGIN_TYPE,
+        "bridge": bridge,
+        "mtu": mtu,
+        "subnets": list(pod_cidrs),
+        "clusterCIDRs": list(cluster_cidrs),
+        "ipMasq": masquerade,
+        "hairpinMode": hairpin,
+        "stateDir": state_dir,
+        "capabilities": {"portMappings": True},
+    }
+    # Runtimes older than specification 1.1 know only cniVersion; newer ones take the highest of the list.
+    conflist = {
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+        "name": name,
+        "plugins": [plugin],
+    }
+    try:
+        parse_config({**plugin, "cniVersion": "1.0.0", "name": name})
+    except CniError as exc:
+        raise InputError(str(exc)) from exc
+    return json.dumps(conflist, indent=2).encode() + b"\n"
 
 
-NO_POD_CIDR = "node has no podCIDR; controller-manager needs --allocate-node-cidrs"
-"""The one message for a node that has not been given a pod range; also the reason of NetworkReady=false."""
+def parse_config(config: Mapping[str, Any]) -> NetworkConfig:
+    """The plugin's configuration from its JSON object. Raises CniError 1, 2 or 7, naming the field."""
+    version = _text(config, "cniVersion", "0.3.1")
+    if version not in SUPPORTED_VERSIONS:
+        raise CniError(
+            errors.INCOMPATIBLE_VERSION,
+            f"cniVersion {version!r} is not supported",
+            f"supported: {', '.join(SUPPORTED_VERSIONS)}",
+        )
+    subnets = _networks(config, "subnets")
+    if not subnets:
+        raise CniError(errors.INVALID_CONFIG, "subnets is empty", NO_POD_CIDR)
+    for subnet in subnets:
+        if subnet.prefixlen > _SMALLEST_SUBNET[subnet.version]:
+            raise _invalid("subnets", f"{subnet} has no room for pods")
+    if len({subnet.version for subnet in subnets}) != len(subnets):
+        raise _invalid("subnets", "more than one range of the same IP family")
+    name, bridge = _text(config, "name", ""), _text(config, "bridge", BRIDGE)
+    if not _NAME.fullmatch(name):
+        raise _invalid("name", f"{name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+    if not _IFNAME.fullmatch(bridge):
+        raise _invalid("bridge", f"{bridge[:80]!r} is not a device name")
+    mtu = config.get("mtu", 0)
+    if not isinstance(mtu, int) or isinstance(mtu, bool) or not (mtu == 0 or 576 <= mtu <= 65535):
+        raise _invalid("mtu", f"{mtu!r} is neither 0 nor 576 to 65535 bytes")
+    state_dir = Path(_text(config, "stateDir", STATE_DIR))
+    if not state_dir.is_absolute() or ".." in state_dir.parts:
+        raise _invalid("stateDir", f"{str(state_dir)[:80]!r} is not an absolute path")
+    return NetworkConfig(
+        name=name,
+        cni_version=version,
+        bridge=bridge,
+        mtu=mtu,
+        subnets=subnets,
+        cluster_cidrs=_networks(config, "clusterCIDRs"),
+        masquerade=_flag(config, "ipMasq", True),
+        hairpin=_flag(config, "hairpinMode", True),
+        state_dir=state_dir,
+        port_mappings=_port_mappings(config),
+    )
+
+
+def parse_attachment(container_id: str, ifname: str) -> Attachment:
+    """The attachment of a command. Raises CniError 4, naming the variable."""
+    if not _CONTAINER_ID.fullmatch(container_id):
+        problem = f"CNI_CONTAINERID {container_id[:80]!r} is not 1 to 128 of A-Z a-z 0-9 _ . -"
+        raise CniError(errors.INVALID_ENVIRONMENT, problem)
+    try:
+        rtnl.name_bytes(ifname)
+    except InputError as exc:
+        raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_IFNAME is {exc}") from exc
+    if not _IFNAME.fullmatch(ifname) or ifname == "lo":
+        raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} cannot be used")
+    return Attachment(container_id, ifname)
+
+
+def valid_attachments(config: Mapping[str, Any]) -> frozenset[Attachment]:
+    """What GC shall keep (`cni.dev/valid-attachments`). Raises CniError 7, also where the list is missing."""
+    listed = config.get("cni.dev/valid-attachments")
+    if not isinstance(listed, list):
+        raise _invalid("cni.dev/valid-attachments", "GC needs the list")
+    found = set()
+    for entry in listed:
+        if not isinstance(entry, Mapping):
+            raise _invalid("cni.dev/valid-attachments", f"{entry!r} is not an object")
+        found.add(parse_attachment(_text(entry, "containerID", ""), _text(entry, "ifname", "")))
+    return frozenset(found)
+
+
+def _invalid(name: str, problem: str) -> CniError:
+    return CniError(errors.INVALID_CONFIG, f"{name} is invalid", problem)
+
+
+def _text(config: Mapping[str, Any], name: str, default: str) -> str:
+    value = config.get(name, default)
+    if not isinstance(value, str):
+        raise _invalid(name, f"{value!r} is not a string")
+    return value
+
+
+def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise _invalid(name, f"{value!r} is neither true nor false")
+    return value
+
+
+def _networks(config: Mapping[str, Any], name: str) -> tuple[IPNetwork, ...]:
+    values = config.get(name) or []
+    if not isinstance(values, list):
+        raise _invalid(name, "not a list")
+    try:
+        return tuple(ipaddress.ip_network(value) for value in values if _is_text(value))
+    except ValueError as exc:
+        raise _invalid(name, str(exc)) from exc
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")  # ip_network would take a number for an address
+    return True
+
+
+def _port_mappings(config: Mapping[str, Any]) -> tuple[PortMapping, ...]:
+    runtime = config.get("runtimeConfig") or {}
+    if not isinstance(runtime, Mapping):
+        raise _invalid("runtimeConfig", "not an object")
+    found = []
+    for entry in runtime.get("portMappings") or []:
+        if not isinstance(entry, Mapping):
+            raise _invalid("portMappings", f"{entry!r} is not an object")
+        host_port, container_port = entry.get("hostPort", 0), entry.get("containerPort", 0)
+        protocol = str(entry.get("protocol") or "tcp").lower()
+        if host_port == 0:
+            continue  # CONVENTIONS.md of CNI: a port without host port is only documentation
+        for name, port in (("hostPort", host_port), ("containerPort", container_port)):
+            if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+                raise _invalid(f"portMappings.{name}", f"{port!r} is not 1 to 65535")
+        if protocol not in _PROTOCOLS:
+            raise _invalid("portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}")
+        found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostIP"))))
+    return tuple(found)
+
+
+def _host_ip(value: object) -> IPAddress | None:
+    if not value:
+        return None
+    try:
+        host_ip = ipaddress.ip_address(str(value))
+    except ValueError as exc:
+        raise _invalid("portMappings.hostIP", str(exc)) from exc
+    return None if host_ip.is_unspecified else host_ip

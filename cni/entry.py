@@ -8,10 +8,20 @@ Not for: choosing and chaining plugins, which is the runtime's part of the speci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-PLUGIN_TYPE = "nodelet-cni"
+from cni import config as configs
+from cni import errors, firewall, hostports, ipam, result
+from cni.config import Attachment, NetworkConfig
+from cni.errors import CniError
+from cni.wiring import Wiring
+from host import netns as namespaces
+from host.errors import HostError
+from host.rtnl import IPInterface
+
+PLUGIN_TYPE = configs.PLUGIN_TYPE
 """The `type` by which a network configuration names this plugin."""
 
 
@@ -25,15 +35,150 @@ def execute(
     args: Mapping[str, str] | None = None,
     path: str = "",
 ) -> dict[str, Any]:
-    """Runs ADD, DEL, CHECK, GC, STATUS or VERSION and returns the result object ({} where CNI has none).
+    """Run one CNI command in the network namespace of the calling thread (the node's).
 
-    `config` is the plugin's network configuration as a runtime hands it over on stdin: the plugin's object
-    from the conflist plus `name`, `cniVersion`, and where they apply `runtimeConfig` (e.g. `portMappings`),
-    `prevResult` and `cni.dev/valid-attachments` (GC). `netns` is a path (may be '' for DEL); `args` are the
-    pairs of CNI_ARGS (K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID, …); `path` is CNI_PATH.
+    Blocks for some milliseconds: call it from a thread (asyncio.to_thread). Calls may run in parallel.
 
-    Blocks for some milliseconds: call it from a thread (asyncio.to_thread); calls may run in parallel.
-    Works on the network namespace of the calling thread (the node's). Raises cni.errors.CniError, whose
-    `.to_dict()` is the error object of the specification. DEL is idempotent and works without netns.
+    Args:
+        command: ADD, DEL, CHECK, GC, STATUS or VERSION.
+        config: the network configuration as a runtime hands it over on stdin: the plugin's object from the
+            conflist plus `name` and `cniVersion` and, where they apply, `runtimeConfig` (portMappings),
+            `prevResult` (not needed) and `cni.dev/valid-attachments` (GC).
+        container_id: CNI_CONTAINERID.
+        netns: CNI_NETNS, a path; may be empty or gone for DEL.
+        ifname: CNI_IFNAME.
+        args: the pairs of CNI_ARGS (K8S_POD_NAMESPACE, K8S_POD_NAME, …), kept as a note with the lease.
+        path: CNI_PATH, not needed: this plugin calls no other.
+
+    Returns:
+        The result object; {} for commands that have none. DEL is idempotent and works without netns.
+
+    Raises:
+        CniError: with the code, and `.to_dict()` for the error object of the specification.
     """
-    raise NotImplementedError
+    if command == "VERSION":
+        return {"cniVersion": "1.1.0", "supportedVersions": list(configs.SUPPORTED_VERSIONS)}
+    try:
+        network = configs.parse_config(config)
+        if command == "GC":
+            return _collect(network, configs.valid_attachments(config))
+        if command == "STATUS":
+            return _status()
+        attachment = configs.parse_attachment(container_id, ifname)
+        if command == "ADD":
+            return _add(network, attachment, netns, args or {})
+        if command == "DEL":
+            return _delete(network, attachment)
+        if command == "CHECK":
+            return _check(network, attachment, netns)
+    except HostError as exc:
+        raise CniError(errors.PLUGIN_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
+    raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_COMMAND {command[:20]!r} is not a command")
+
+
+@functools.lru_cache(maxsize=8)
+def _wiring_of(identity: tuple[int, int]) -> Wiring:
+    """One netlink socket per namespace this process acts in (one, but for tests)."""
+    return Wiring()
+
+
+def _wiring() -> Wiring:
+    return _wiring_of(namespaces.identity())
+
+
+def _leases(network: NetworkConfig) -> ipam.Leases:
+    return ipam.Leases(network.state_dir / network.name, boot_id=ipam.read_boot_id())
+
+
+def _add(
+    network: NetworkConfig, attachment: Attachment, netns: str, args: Mapping[str, str]
+) -> dict[str, Any]:
+    if not netns:
+        raise CniError(errors.INVALID_ENVIRONMENT, "CNI_NETNS is empty", "ADD needs the pod's namespace")
+    wiring, leases = _wiring(), _leases(network)
+    firewall.ensure_once(network, ipam.read_boot_id())
+    addresses = _lease(network, attachment, wiring=wiring, leases=leases, note={**args, "netns": netns})
+    try:
+        wire = wiring.attach(network, attachment, pod_netns=netns, addresses=addresses)
+        try:
+            hostports.add(network, attachment, addresses)
+        except BaseException:
+            wiring.detach(attachment)
+            raise
+    except BaseException:
+        leases.release(attachment)
+        raise
+    return result.add_result(
+        network.cni_version,
+        bridge=(wire.bridge.name, wire.bridge.mac),
+        host_end=(wire.host_end.name, wire.host_end.mac),
+        pod_end=(attachment.ifname, wire.pod_mac),
+        netns=netns,
+        mtu=wire.host_end.mtu,
+        addresses=[(address, ipam.gateway(address.network).ip) for address in addresses],
+    )
+
+
+def _lease(
+    network: NetworkConfig,
+    attachment: Attachment,
+    *,
+    wiring: Wiring,
+    leases: ipam.Leases,
+    note: Mapping[str, str],
+) -> list[IPInterface]:
+    def adopt() -> Iterable[ipam.Lease]:
+        return [lease for found in wiring.attached().values() for lease in found]
+
+    @functools.cache
+    def live() -> frozenset[Attachment]:
+        return frozenset(wiring.attached())
+
+    addresses = leases.allocate(
+        attachment, network.subnets, note=note, is_live=lambda owner: owner in live(), adopt=adopt
+    )
+    if addresses is None:
+        ranges = ", ".join(map(str, network.subnets))
+        raise CniError(
+            errors.ADDRESSES_EXHAUSTED,
+            f"no free address in {ranges}",
+            "every address belongs to a running pod: lower maxPods or give the node a larger podCIDR",
+        )
+    return addresses
+
+
+def _delete(network: NetworkConfig, attachment: Attachment) -> dict[str, Any]:
+    """Ports first and the lease last: an address is free only when nothing on the node uses it any more."""
+    hostports.remove(network, attachment)
+    _wiring().detach(attachment)
+    _leases(network).release(attachment)
+    return {}
+
+
+def _check(network: NetworkConfig, attachment: Attachment, netns: str) -> dict[str, Any]:
+    owned = [lease for lease in _leases(network).listed() if lease.owner == attachment]
+    problem = "" if owned else "its address is not leased"
+    problem = problem or _wiring().check(network, attachment, pod_netns=netns)
+    if problem:
+        raise CniError(errors.CHECK_FAILED, f"{attachment.container_id[:12]} is not as ADD left it", problem)
+    return {}
+
+
+def _collect(network: NetworkConfig, valid: frozenset[Attachment]) -> dict[str, Any]:
+    """Remove what belongs to attachments that are not in `valid`; leases equal live pods afterwards."""
+    wiring = _wiring()
+    attached = wiring.attached()
+    for attachment in attached:
+        if attachment not in valid:
+            hostports.remove(network, attachment)
+            wiring.detach(attachment)
+    kernel = [lease for found in attached.values() for lease in found]
+    for lease in _leases(network).keep_only(valid, kernel):
+        if lease.owner:
+            hostports.remove(network, lease.owner)
+    return {}
+
+
+def _status() -> dict[str, Any]:
+    """ADD can be served as soon as a valid configuration is there: its making waits for the pod range."""
+    return {}

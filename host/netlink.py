@@ -163,10 +163,6 @@ class Netlink:
         """All devices."""
         return self._dump(rtnl.dump_links(), rtnl.parse_link)
 
-    def bridge_ports(self) -> list[Link]:
-        """All bridge ports, with `hairpin` filled in."""
-        return self._dump(rtnl.dump_links(bridge_ports=True), rtnl.parse_link)
-
     def addresses(self, index: int | None = None) -> list[Address]:
         """All addresses, or those of one device."""
         found = self._dump(rtnl.dump_addresses(), rtnl.parse_address)

@@ -26,7 +26,7 @@ NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 1, 2, 4, 0x10
 NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x300, 0x100, 0x200, 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
@@ -34,8 +34,9 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 AF_BRIDGE = 7
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_PROTINFO, IFLA_LINKINFO, IFLA_NET_NS_FD = 12, 18, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
+IFLA_IFALIAS = 20
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE = 4  # hairpin
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 4, 7
@@ -79,8 +80,9 @@ class Link:
     mtu: int
     up: bool
     master: int  # index of its bridge, 0 for none
+    alias: str = ""
     data: tuple[tuple[int, bytes], ...] = ()  # IFLA_INFO_DATA
-    hairpin: bool | None = None  # only where asked for by Netlink.bridge_ports
+    hairpin: bool | None = None  # None: not the port of a bridge
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,14 @@ def add_veth(
     mtu: int | None = None,
     master: int = 0,
 ) -> Request:
-    """A veth pair, both ends up, the peer born in another namespace (an open fd), ours in a bridge."""
+    """A veth pair: our end up and in a bridge, the peer born down in another namespace (an open fd).
+
+    The kernel refuses to bring the peer up here, because it configures it before the two ends are joined.
+    """
     far = _link(
         attr(IFLA_IFNAME, name_bytes(peer)),
         attr(IFLA_NET_NS_FD, _U32.pack(peer_netns)),
         _common(peer_mac, mtu),
-        up=True,
     )
     body = _link(
         attr(IFLA_IFNAME, name_bytes(name)),
@@ -242,23 +246,26 @@ def set_link(
     up: bool | None = None,
     mtu: int | None = None,
     mac: str | None = None,
-    master: int | None = None,
+    alias: str | None = None,
+    hairpin: bool | None = None,
 ) -> Request:
-    """Change a device found by name; None leaves a property alone, `master` 0 takes it out of its bridge."""
-    master_part = b"" if master is None else attr(IFLA_MASTER, _U32.pack(master))
-    body = _link(attr(IFLA_IFNAME, name_bytes(name)), _common(mac, mtu), master_part, up=up)
-    return Request(RTM_NEWLINK, 0, body, f"set link {name}")
+    """Change a device found by name; None leaves a property alone.
+
+    `hairpin` is that of a bridge port: whether it sends frames back out of the port they came from. `alias`
+    is text for people (`ip link` shows it), at most 255 bytes.
+    """
+    parts = [attr(IFLA_IFNAME, name_bytes(name)), _common(mac, mtu)]
+    if alias is not None:
+        parts.append(attr(IFLA_IFALIAS, alias.encode(errors="replace")[:255]))
+    if hairpin is not None:
+        mode = nest(IFLA_INFO_SLAVE_DATA, attr(IFLA_BRPORT_MODE, bytes([hairpin])))
+        parts.append(nest(IFLA_LINKINFO, attr(IFLA_INFO_SLAVE_KIND, b"bridge"), mode))
+    return Request(RTM_NEWLINK, 0, _link(*parts, up=up), f"set link {name}")
 
 
 def delete_link(name: str) -> Request:
     """Remove a device (of a veth pair: both ends)."""
     return Request(RTM_DELLINK, 0, _link(attr(IFLA_IFNAME, name_bytes(name))), f"delete link {name}")
-
-
-def set_bridge_port(name: str, index: int, *, hairpin: bool) -> Request:
-    """Whether a bridge port sends frames back out of the port they came from."""
-    info = nest(IFLA_PROTINFO, attr(IFLA_BRPORT_MODE, bytes([hairpin])))
-    return Request(RTM_SETLINK, 0, _link(info, index=index, family=AF_BRIDGE), f"set bridge port {name}")
 
 
 def address(index: int, value: IPInterface, *, remove: bool = False) -> Request:
@@ -317,10 +324,9 @@ def fdb(index: int, mac: str, target: IPAddress, *, remove: bool = False) -> Req
     return Request(verb, 0 if remove else NLM_F_CREATE | NLM_F_REPLACE, body, f"{what} fdb {mac} {target}")
 
 
-def dump_links(*, bridge_ports: bool = False) -> Request:
-    """All devices, or all bridge ports with their port settings."""
-    family = AF_BRIDGE if bridge_ports else 0
-    return Request(RTM_GETLINK, NLM_F_DUMP, _link(family=family), "list links")
+def dump_links() -> Request:
+    """All devices."""
+    return Request(RTM_GETLINK, NLM_F_DUMP, _link(), "list links")
 
 
 def dump_addresses() -> Request:
@@ -344,7 +350,7 @@ def parse_link(body: bytes) -> Link:
     _family, _type, index, flags, _change = _IFINFO.unpack_from(body)
     found = dict(attrs(body, _IFINFO.size))
     info = dict(attrs(found.get(IFLA_LINKINFO, b"")))
-    port = dict(attrs(found.get(IFLA_PROTINFO, b"")))
+    port = dict(attrs(info.get(IFLA_INFO_SLAVE_DATA, b"")))
     return Link(
         index=index,
         name=found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
@@ -353,6 +359,7 @@ def parse_link(body: bytes) -> Link:
         mtu=_number(found.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
         master=_number(found.get(IFLA_MASTER)),
+        alias=found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         data=tuple(attrs(info.get(IFLA_INFO_DATA, b""))),
         hairpin=bool(port[IFLA_BRPORT_MODE][0]) if IFLA_BRPORT_MODE in port else None,
     )

@@ -1,7 +1,7 @@
 """The typed API client: verbs on resources, structs in and out.
 
-Every call is one HTTP request with a deadline; retries belong to the caller, who knows whether the call may be
-repeated (`errors.Temporary` says when). `Transport` does the HTTP and TLS, so tests replace it by a function.
+Every call is one HTTP request with a deadline; retries belong to the caller, who knows whether the call may
+be repeated (`errors.Temporary` says when). `Transport` does the HTTP and TLS; tests put a function there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Transport(Protocol):
         """Close every connection."""
 
 
-class _List(Struct, Generic[T], kw_only=True):
+class _List(Struct, Generic[T], frozen=True, kw_only=True):
     metadata: ListMeta = ListMeta()
     items: tuple[T, ...] | None = ()
 

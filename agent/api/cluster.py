@@ -18,14 +18,14 @@ from agent.api.meta import (
 from agent.api.pod import IntOrString
 
 
-class Taint(Struct, kw_only=True):
+class Taint(Struct, frozen=True, kw_only=True):
     key: str = ""
     value: str = ""
     effect: str = ""
     time_added: Time | None = None
 
 
-class NodeSpec(Struct, kw_only=True):
+class NodeSpec(Struct, frozen=True, kw_only=True):
     pod_cidr: str = ""
     pod_cidrs: tuple[str, ...] = ()
     provider_id: str = ""
@@ -33,12 +33,12 @@ class NodeSpec(Struct, kw_only=True):
     taints: tuple[Taint, ...] = ()
 
 
-class NodeAddress(Struct, kw_only=True):
+class NodeAddress(Struct, frozen=True, kw_only=True):
     type: str = ""
     address: str = ""
 
 
-class NodeSystemInfo(Struct, omit_defaults=False, kw_only=True):
+class NodeSystemInfo(Struct, omit_defaults=False, frozen=True, kw_only=True):
     machine_id: str = ""
     system_uuid: str = ""
     boot_id: str = ""
@@ -51,36 +51,36 @@ class NodeSystemInfo(Struct, omit_defaults=False, kw_only=True):
     architecture: str = ""
 
 
-class ContainerImage(Struct, kw_only=True):
+class ContainerImage(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     size_bytes: int = 0
 
 
-class DaemonEndpoint(Struct, rename={"port": "Port"}, kw_only=True):
+class DaemonEndpoint(Struct, rename={"port": "Port"}, frozen=True, kw_only=True):
     """The one field of the API with a capital letter."""
 
     port: int = 0
 
 
-class NodeDaemonEndpoints(Struct, kw_only=True):
+class NodeDaemonEndpoints(Struct, frozen=True, kw_only=True):
     kubelet_endpoint: DaemonEndpoint = DaemonEndpoint()
 
 
-class NodeRuntimeHandlerFeatures(Struct, kw_only=True):
+class NodeRuntimeHandlerFeatures(Struct, frozen=True, kw_only=True):
     recursive_read_only_mounts: bool | None = None
     user_namespaces: bool | None = None
 
 
-class NodeRuntimeHandler(Struct, kw_only=True):
+class NodeRuntimeHandler(Struct, frozen=True, kw_only=True):
     name: str = ""
     features: NodeRuntimeHandlerFeatures | None = None
 
 
-class NodeFeatures(Struct, kw_only=True):
+class NodeFeatures(Struct, frozen=True, kw_only=True):
     supplemental_groups_policy: bool | None = None
 
 
-class NodeStatus(Struct, kw_only=True):
+class NodeStatus(Struct, frozen=True, kw_only=True):
     capacity: Quantities = {}
     allocatable: Quantities = {}
     conditions: tuple[Condition, ...] = ()
@@ -94,12 +94,12 @@ class NodeStatus(Struct, kw_only=True):
     declared_features: tuple[str, ...] = ()
 
 
-class Node(Object, kw_only=True):
+class Node(Object, frozen=True, kw_only=True):
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
 
-class ServicePort(Struct, kw_only=True):
+class ServicePort(Struct, frozen=True, kw_only=True):
     name: str = ""
     protocol: str = "TCP"
     app_protocol: str | None = None
@@ -108,15 +108,15 @@ class ServicePort(Struct, kw_only=True):
     node_port: int = 0
 
 
-class ClientIPConfig(Struct, kw_only=True):
+class ClientIPConfig(Struct, frozen=True, kw_only=True):
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(Struct, kw_only=True):
+class SessionAffinityConfig(Struct, frozen=True, kw_only=True):
     client_ip: ClientIPConfig | None = None
 
 
-class ServiceSpec(Struct, kw_only=True):
+class ServiceSpec(Struct, frozen=True, kw_only=True):
     type: str = "ClusterIP"
     ports: tuple[ServicePort, ...] = ()
     selector: dict[str, str] = {}
@@ -139,26 +139,26 @@ class ServiceSpec(Struct, kw_only=True):
     allocate_load_balancer_node_ports: bool | None = None
 
 
-class LoadBalancerIngress(Struct, kw_only=True):
+class LoadBalancerIngress(Struct, frozen=True, kw_only=True):
     ip: str = ""
     hostname: str = ""
     ip_mode: str | None = None
 
 
-class LoadBalancerStatus(Struct, kw_only=True):
+class LoadBalancerStatus(Struct, frozen=True, kw_only=True):
     ingress: tuple[LoadBalancerIngress, ...] = ()
 
 
-class ServiceStatus(Struct, kw_only=True):
+class ServiceStatus(Struct, frozen=True, kw_only=True):
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
-class Service(Object, kw_only=True):
+class Service(Object, frozen=True, kw_only=True):
     spec: ServiceSpec = ServiceSpec()
     status: ServiceStatus = ServiceStatus()
 
 
-class EndpointConditions(Struct, kw_only=True):
+class EndpointConditions(Struct, frozen=True, kw_only=True):
     """None means unknown: read `ready` and `serving` as true, `terminating` as false (discovery/v1)."""
 
     ready: bool | None = None
@@ -166,20 +166,20 @@ class EndpointConditions(Struct, kw_only=True):
     terminating: bool | None = None
 
 
-class ForZone(Struct, kw_only=True):
+class ForZone(Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
-class ForNode(Struct, kw_only=True):
+class ForNode(Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
-class EndpointHints(Struct, kw_only=True):
+class EndpointHints(Struct, frozen=True, kw_only=True):
     for_zones: tuple[ForZone, ...] = ()
     for_nodes: tuple[ForNode, ...] = ()
 
 
-class Endpoint(Struct, kw_only=True):
+class Endpoint(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     conditions: EndpointConditions = EndpointConditions()
     hostname: str | None = None
@@ -189,14 +189,14 @@ class Endpoint(Struct, kw_only=True):
     hints: EndpointHints | None = None
 
 
-class EndpointPort(Struct, kw_only=True):
+class EndpointPort(Struct, frozen=True, kw_only=True):
     name: str | None = None
     protocol: str | None = "TCP"
     port: int | None = None
     app_protocol: str | None = None
 
 
-class EndpointSlice(Object, kw_only=True):
+class EndpointSlice(Object, frozen=True, kw_only=True):
     """The API writes `null` for an empty list here, hence the two optional tuples."""
 
     address_type: str = ""
@@ -204,7 +204,7 @@ class EndpointSlice(Object, kw_only=True):
     ports: tuple[EndpointPort, ...] | None = None
 
 
-class ConfigMap(Object, kw_only=True):
+class ConfigMap(Object, frozen=True, kw_only=True):
     """`binary_data` values are base64 text, as on the wire."""
 
     data: dict[str, str] = {}
@@ -212,7 +212,7 @@ class ConfigMap(Object, kw_only=True):
     immutable: bool = False
 
 
-class Secret(Object, kw_only=True):
+class Secret(Object, frozen=True, kw_only=True):
     """`data` values are base64 text, as on the wire. Never log one of these."""
 
     type: str = ""
@@ -223,35 +223,35 @@ class Secret(Object, kw_only=True):
         return f"Secret({self.metadata.namespace}/{self.metadata.name})"
 
 
-class NamespaceStatus(Struct, kw_only=True):
+class NamespaceStatus(Struct, frozen=True, kw_only=True):
     phase: str = ""
 
 
-class Namespace(Object, kw_only=True):
+class Namespace(Object, frozen=True, kw_only=True):
     status: NamespaceStatus = NamespaceStatus()
 
 
-class ServiceAccount(Object, kw_only=True):
+class ServiceAccount(Object, frozen=True, kw_only=True):
     pass
 
 
-class LeaseSpec(Struct, kw_only=True):
+class LeaseSpec(Struct, frozen=True, kw_only=True):
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
     acquire_time: Time | None = None
     renew_time: Time | None = None
 
 
-class Lease(Object, kw_only=True):
+class Lease(Object, frozen=True, kw_only=True):
     spec: LeaseSpec = LeaseSpec()
 
 
-class EventSource(Struct, kw_only=True):
+class EventSource(Struct, frozen=True, kw_only=True):
     component: str = ""
     host: str = ""
 
 
-class Event(Object, kw_only=True):
+class Event(Object, frozen=True, kw_only=True):
     """core/v1 Event, the form `kubectl describe` sorts and counts."""
 
     involved_object: ObjectReference = ObjectReference()
@@ -267,20 +267,20 @@ class Event(Object, kw_only=True):
     reporting_instance: str = ""
 
 
-class BoundObjectReference(Struct, kw_only=True):
+class BoundObjectReference(Struct, frozen=True, kw_only=True):
     kind: str = ""
     api_version: str = ""
     name: str = ""
     uid: str = ""
 
 
-class TokenRequestSpec(Struct, kw_only=True):
+class TokenRequestSpec(Struct, frozen=True, kw_only=True):
     audiences: tuple[str, ...] = ()
     expiration_seconds: int | None = None
     bound_object_ref: BoundObjectReference | None = None
 
 
-class TokenRequestStatus(Struct, kw_only=True):
+class TokenRequestStatus(Struct, frozen=True, kw_only=True):
     token: str = ""
     expiration_timestamp: Time | None = None
 
@@ -288,36 +288,36 @@ class TokenRequestStatus(Struct, kw_only=True):
         return f"TokenRequestStatus(expiration_timestamp={self.expiration_timestamp!r})"
 
 
-class TokenRequest(Object, kw_only=True):
+class TokenRequest(Object, frozen=True, kw_only=True):
     spec: TokenRequestSpec = TokenRequestSpec()
     status: TokenRequestStatus = TokenRequestStatus()
 
 
-class UserInfo(Struct, kw_only=True):
+class UserInfo(Struct, frozen=True, kw_only=True):
     username: str = ""
     uid: str = ""
     groups: tuple[str, ...] = ()
     extra: dict[str, tuple[str, ...]] = {}
 
 
-class TokenReviewSpec(Struct, kw_only=True):
+class TokenReviewSpec(Struct, frozen=True, kw_only=True):
     token: str = ""
     audiences: tuple[str, ...] = ()
 
 
-class TokenReviewStatus(Struct, kw_only=True):
+class TokenReviewStatus(Struct, frozen=True, kw_only=True):
     authenticated: bool = False
     user: UserInfo = UserInfo()
     audiences: tuple[str, ...] = ()
     error: str = ""
 
 
-class TokenReview(Object, kw_only=True):
+class TokenReview(Object, frozen=True, kw_only=True):
     spec: TokenReviewSpec = TokenReviewSpec()
     status: TokenReviewStatus = TokenReviewStatus()
 
 
-class ResourceAttributes(Struct, kw_only=True):
+class ResourceAttributes(Struct, frozen=True, kw_only=True):
     namespace: str = ""
     verb: str = ""
     group: str = ""
@@ -327,7 +327,7 @@ class ResourceAttributes(Struct, kw_only=True):
     name: str = ""
 
 
-class SubjectAccessReviewSpec(Struct, kw_only=True):
+class SubjectAccessReviewSpec(Struct, frozen=True, kw_only=True):
     resource_attributes: ResourceAttributes | None = None
     user: str = ""
     groups: tuple[str, ...] = ()
@@ -335,19 +335,19 @@ class SubjectAccessReviewSpec(Struct, kw_only=True):
     extra: dict[str, tuple[str, ...]] = {}
 
 
-class SubjectAccessReviewStatus(Struct, kw_only=True):
+class SubjectAccessReviewStatus(Struct, frozen=True, kw_only=True):
     allowed: bool = False
     denied: bool = False
     reason: str = ""
     evaluation_error: str = ""
 
 
-class SubjectAccessReview(Object, kw_only=True):
+class SubjectAccessReview(Object, frozen=True, kw_only=True):
     spec: SubjectAccessReviewSpec = SubjectAccessReviewSpec()
     status: SubjectAccessReviewStatus = SubjectAccessReviewStatus()
 
 
-class CertificateSigningRequestSpec(Struct, kw_only=True):
+class CertificateSigningRequestSpec(Struct, frozen=True, kw_only=True):
     """`request` is a base64 PEM certificate request."""
 
     request: str = ""
@@ -356,36 +356,36 @@ class CertificateSigningRequestSpec(Struct, kw_only=True):
     expiration_seconds: int | None = None
 
 
-class CertificateSigningRequestStatus(Struct, kw_only=True):
+class CertificateSigningRequestStatus(Struct, frozen=True, kw_only=True):
     """`certificate` is base64 PEM, empty until issued."""
 
     conditions: tuple[Condition, ...] = ()
     certificate: str = ""
 
 
-class CertificateSigningRequest(Object, kw_only=True):
+class CertificateSigningRequest(Object, frozen=True, kw_only=True):
     spec: CertificateSigningRequestSpec = CertificateSigningRequestSpec()
     status: CertificateSigningRequestStatus = CertificateSigningRequestStatus()
 
 
-class IPBlock(Struct, kw_only=True):
+class IPBlock(Struct, frozen=True, kw_only=True):
     cidr: str = ""
     except_: tuple[str, ...] = ()
 
 
-class NetworkPolicyPeer(Struct, kw_only=True):
+class NetworkPolicyPeer(Struct, frozen=True, kw_only=True):
     pod_selector: LabelSelector | None = None
     namespace_selector: LabelSelector | None = None
     ip_block: IPBlock | None = None
 
 
-class NetworkPolicyPort(Struct, kw_only=True):
+class NetworkPolicyPort(Struct, frozen=True, kw_only=True):
     protocol: str = "TCP"
     port: IntOrString | None = None
     end_port: int | None = None
 
 
-class NetworkPolicyRule(Struct, kw_only=True):
+class NetworkPolicyRule(Struct, frozen=True, kw_only=True):
     """An ingress rule (`from_`) or an egress rule (`to`); empty tuples allow every peer or port."""
 
     ports: tuple[NetworkPolicyPort, ...] = ()
@@ -393,12 +393,12 @@ class NetworkPolicyRule(Struct, kw_only=True):
     to: tuple[NetworkPolicyPeer, ...] = ()
 
 
-class NetworkPolicySpec(Struct, kw_only=True):
+class NetworkPolicySpec(Struct, frozen=True, kw_only=True):
     pod_selector: LabelSelector = LabelSelector()
     ingress: tuple[NetworkPolicyRule, ...] = ()
     egress: tuple[NetworkPolicyRule, ...] = ()
     policy_types: tuple[str, ...] = ()
 
 
-class NetworkPolicy(Object, kw_only=True):
+class NetworkPolicy(Object, frozen=True, kw_only=True):
     spec: NetworkPolicySpec = NetworkPolicySpec()

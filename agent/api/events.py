@@ -1,8 +1,8 @@
 """Recording core/v1 Events, as `kubectl describe` shows them, without ever holding up the caller.
 
-Equal events (same object, reason, message) within ten minutes become one with a higher count, as kubelet's are. At
-most `QUEUE` events wait; when the API is away the oldest are dropped and counted. Not a log: the log has its own line
-for each event (`event ...`).
+Equal events (same object, reason, message) within ten minutes become one with a higher count, as kubelet's
+are. At most `QUEUE` events wait; when the API is away the oldest are dropped and counted. Not a log: the log
+has its own line for each event (`event ...`).
 
 Source: k8s.io/client-go/tools/record/events_cache.go (correlation), k8s.io/api/core/v1 Event.
 """
@@ -44,8 +44,10 @@ class _Series:
 
 
 def pod_reference(pod: Pod, *, container: str = "", kind: str = "containers") -> ObjectReference:
-    """Reference to a pod, or with `container` to `spec.<kind>{<container>}`; `kind` is containers, initContainers or
-    ephemeralContainers."""
+    """Reference to a pod, or with `container` to `spec.<kind>{<container>}`.
+
+    `kind` is containers, initContainers or ephemeralContainers.
+    """
     return ObjectReference(
         api_version="v1",
         kind="Pod",
@@ -63,7 +65,7 @@ def node_reference(name: str) -> ObjectReference:
 
 
 class EventRecorder:
-    """`record()` queues and returns; `run()` writes to the API until cancelled. `client` None: log only."""
+    """`record()` queues and returns; `run()` writes until cancelled. Without a client: log only."""
 
     def __init__(
         self, client: ApiClient | None, *, host: str, clock: Clock, component: str = "kubelet"
@@ -77,12 +79,11 @@ class EventRecorder:
         self.dropped = 0
 
     def record(self, ref: ObjectReference, *, type: str, reason: str, message: str) -> None:
-        """Note an event. `type` is "Normal" or "Warning"; `reason` one CamelCase word; `message` for people."""
+        """Note an event: `type` "Normal" or "Warning", `reason` one CamelCase word, `message` for people."""
         now = self._clock.now()
         message = message[:MESSAGE_LIMIT]
-        log.info(
-            "event object=%s/%s type=%s reason=%s message=%r", ref.namespace, ref.name, type, reason, message
-        )
+        subject = f"{ref.kind.lower()}/{ref.namespace}/{ref.name}".replace("//", "/")
+        log.info("event object=%s type=%s reason=%s message=%r", subject, type, reason, message)
         if self._client is None:
             return
         key = (ref.uid or ref.name, ref.field_path, type, reason, message)
@@ -108,7 +109,7 @@ class EventRecorder:
             self._series.popitem(last=False)
 
     async def run(self) -> None:
-        """Write queued events, oldest first, until cancelled. A write that fails for good is logged and skipped."""
+        """Write queued events, oldest first, until cancelled. One that is refused is logged and skipped."""
         if self._client is None:
             return
         while True:

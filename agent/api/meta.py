@@ -75,7 +75,7 @@ Quantities = Mapping[str, str]
 """Resource name to quantity text ("cpu": "100m"); `agent.api.quantity` reads the text."""
 
 
-class OwnerReference(Struct, kw_only=True):
+class OwnerReference(Struct, frozen=True, kw_only=True):
     api_version: str = ""
     kind: str = ""
     name: str = ""
@@ -84,7 +84,7 @@ class OwnerReference(Struct, kw_only=True):
     block_owner_deletion: bool = False
 
 
-class ObjectMeta(Struct, kw_only=True):
+class ObjectMeta(Struct, frozen=True, kw_only=True):
     name: str = ""
     generate_name: str = ""
     namespace: str = ""
@@ -100,13 +100,13 @@ class ObjectMeta(Struct, kw_only=True):
     finalizers: tuple[str, ...] = ()
 
 
-class ListMeta(Struct, kw_only=True):
+class ListMeta(Struct, frozen=True, kw_only=True):
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
     remaining_item_count: int | None = None
 
 
-class Object(Struct, kw_only=True):
+class Object(Struct, frozen=True, kw_only=True):
     """Base of everything that has a name. `kind` and `api_version` are empty on the items of a list."""
 
     api_version: str = ""
@@ -114,11 +114,11 @@ class Object(Struct, kw_only=True):
     metadata: ObjectMeta = ObjectMeta()
 
 
-class LocalObjectReference(Struct, kw_only=True):
+class LocalObjectReference(Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
-class ObjectReference(Struct, kw_only=True):
+class ObjectReference(Struct, frozen=True, kw_only=True):
     """Names another object; `field_path` is like `spec.containers{web}`."""
 
     api_version: str = ""
@@ -130,18 +130,18 @@ class ObjectReference(Struct, kw_only=True):
     field_path: str = ""
 
 
-class LabelSelectorRequirement(Struct, kw_only=True):
+class LabelSelectorRequirement(Struct, frozen=True, kw_only=True):
     key: str = ""
     operator: str = ""
     values: tuple[str, ...] = ()
 
 
-class LabelSelector(Struct, kw_only=True):
+class LabelSelector(Struct, frozen=True, kw_only=True):
     match_labels: dict[str, str] = {}
     match_expressions: tuple[LabelSelectorRequirement, ...] = ()
 
 
-class Condition(Struct, kw_only=True):
+class Condition(Struct, frozen=True, kw_only=True):
     """A condition of a pod or a node; `status` is "True", "False" or "Unknown"."""
 
     type: str = ""
@@ -154,14 +154,14 @@ class Condition(Struct, kw_only=True):
     message: str = ""
 
 
-class StatusDetails(Struct, kw_only=True):
+class StatusDetails(Struct, frozen=True, kw_only=True):
     name: str = ""
     kind: str = ""
     uid: str = ""
     retry_after_seconds: int = 0
 
 
-class Status(Struct, kw_only=True):
+class Status(Struct, frozen=True, kw_only=True):
     """The API's error object (`kind: Status`), also sent as the object of a watch ERROR event."""
 
     kind: str = ""

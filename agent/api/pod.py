@@ -15,12 +15,12 @@ IntOrString = int | str
 """A port number or the name of a container port."""
 
 
-class HTTPHeader(Struct, kw_only=True):
+class HTTPHeader(Struct, frozen=True, kw_only=True):
     name: str = ""
     value: str = ""
 
 
-class HTTPGetAction(Struct, kw_only=True):
+class HTTPGetAction(Struct, frozen=True, kw_only=True):
     path: str = "/"
     port: IntOrString = 0
     host: str = ""
@@ -28,25 +28,25 @@ class HTTPGetAction(Struct, kw_only=True):
     http_headers: tuple[HTTPHeader, ...] = ()
 
 
-class TCPSocketAction(Struct, kw_only=True):
+class TCPSocketAction(Struct, frozen=True, kw_only=True):
     port: IntOrString = 0
     host: str = ""
 
 
-class ExecAction(Struct, kw_only=True):
+class ExecAction(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
 
 
-class GRPCAction(Struct, kw_only=True):
+class GRPCAction(Struct, frozen=True, kw_only=True):
     port: int = 0
     service: str = ""
 
 
-class SleepAction(Struct, kw_only=True):
+class SleepAction(Struct, frozen=True, kw_only=True):
     seconds: int = 0
 
 
-class Probe(Struct, kw_only=True):
+class Probe(Struct, frozen=True, kw_only=True):
     """One of `exec`, `http_get`, `tcp_socket`, `grpc` is set. Times in seconds."""
 
     exec: ExecAction | None = None
@@ -61,20 +61,20 @@ class Probe(Struct, kw_only=True):
     termination_grace_period_seconds: int | None = None
 
 
-class LifecycleHandler(Struct, kw_only=True):
+class LifecycleHandler(Struct, frozen=True, kw_only=True):
     exec: ExecAction | None = None
     http_get: HTTPGetAction | None = None
     tcp_socket: TCPSocketAction | None = None
     sleep: SleepAction | None = None
 
 
-class Lifecycle(Struct, kw_only=True):
+class Lifecycle(Struct, frozen=True, kw_only=True):
     post_start: LifecycleHandler | None = None
     pre_stop: LifecycleHandler | None = None
     stop_signal: str | None = None
 
 
-class KeySelector(Struct, kw_only=True):
+class KeySelector(Struct, frozen=True, kw_only=True):
     """A key of a ConfigMap or a Secret."""
 
     name: str = ""
@@ -82,14 +82,14 @@ class KeySelector(Struct, kw_only=True):
     optional: bool = False
 
 
-class FileKeySelector(Struct, kw_only=True):
+class FileKeySelector(Struct, frozen=True, kw_only=True):
     volume_name: str = ""
     path: str = ""
     key: str = ""
     optional: bool = False
 
 
-class EnvVarSource(Struct, kw_only=True):
+class EnvVarSource(Struct, frozen=True, kw_only=True):
     field_ref: ObjectFieldSelector | None = None
     resource_field_ref: ResourceFieldSelector | None = None
     config_map_key_ref: KeySelector | None = None
@@ -97,26 +97,26 @@ class EnvVarSource(Struct, kw_only=True):
     file_key_ref: FileKeySelector | None = None
 
 
-class EnvVar(Struct, kw_only=True):
+class EnvVar(Struct, frozen=True, kw_only=True):
     name: str = ""
     value: str = ""
     value_from: EnvVarSource | None = None
 
 
-class EnvSource(Struct, kw_only=True):
+class EnvSource(Struct, frozen=True, kw_only=True):
     """A whole ConfigMap or Secret."""
 
     name: str = ""
     optional: bool = False
 
 
-class EnvFromSource(Struct, kw_only=True):
+class EnvFromSource(Struct, frozen=True, kw_only=True):
     prefix: str = ""
     config_map_ref: EnvSource | None = None
     secret_ref: EnvSource | None = None
 
 
-class ContainerPort(Struct, kw_only=True):
+class ContainerPort(Struct, frozen=True, kw_only=True):
     name: str = ""
     host_port: int = 0
     container_port: int = 0
@@ -124,42 +124,42 @@ class ContainerPort(Struct, kw_only=True):
     host_ip: str = ""
 
 
-class ResourceClaim(Struct, kw_only=True):
+class ResourceClaim(Struct, frozen=True, kw_only=True):
     name: str = ""
     request: str = ""
 
 
-class ResourceRequirements(Struct, kw_only=True):
+class ResourceRequirements(Struct, frozen=True, kw_only=True):
     limits: Quantities = {}
     requests: Quantities = {}
     claims: tuple[ResourceClaim, ...] = ()
 
 
-class ContainerResizePolicy(Struct, kw_only=True):
+class ContainerResizePolicy(Struct, frozen=True, kw_only=True):
     resource_name: str = ""
     restart_policy: str = ""
 
 
-class Capabilities(Struct, kw_only=True):
+class Capabilities(Struct, frozen=True, kw_only=True):
     add: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
 
 
-class SELinuxOptions(Struct, kw_only=True):
+class SELinuxOptions(Struct, frozen=True, kw_only=True):
     user: str = ""
     role: str = ""
     type: str = ""
     level: str = ""
 
 
-class SecurityProfile(Struct, kw_only=True):
+class SecurityProfile(Struct, frozen=True, kw_only=True):
     """A seccomp or AppArmor profile: `type` is RuntimeDefault, Unconfined or Localhost."""
 
     type: str = ""
     localhost_profile: str | None = None
 
 
-class SecurityContext(Struct, kw_only=True):
+class SecurityContext(Struct, frozen=True, kw_only=True):
     """Of one container; what it leaves None comes from the pod's."""
 
     capabilities: Capabilities | None = None
@@ -175,12 +175,12 @@ class SecurityContext(Struct, kw_only=True):
     app_armor_profile: SecurityProfile | None = None
 
 
-class Sysctl(Struct, kw_only=True):
+class Sysctl(Struct, frozen=True, kw_only=True):
     name: str = ""
     value: str = ""
 
 
-class PodSecurityContext(Struct, kw_only=True):
+class PodSecurityContext(Struct, frozen=True, kw_only=True):
     se_linux_options: SELinuxOptions | None = None
     run_as_user: int | None = None
     run_as_group: int | None = None
@@ -195,17 +195,17 @@ class PodSecurityContext(Struct, kw_only=True):
     se_linux_change_policy: str | None = None
 
 
-class ExitCodes(Struct, kw_only=True):
+class ExitCodes(Struct, frozen=True, kw_only=True):
     operator: str = ""
     values: tuple[int, ...] = ()
 
 
-class ContainerRestartRule(Struct, kw_only=True):
+class ContainerRestartRule(Struct, frozen=True, kw_only=True):
     action: str = ""
     exit_codes: ExitCodes | None = None
 
 
-class Container(Struct, kw_only=True):
+class Container(Struct, frozen=True, kw_only=True):
     """An app, init (`restart_policy` "Always": sidecar) or ephemeral (`target_container_name`) container.
 
     `image_pull_policy` is empty when nothing was said: Always for `:latest` or no tag, else IfNotPresent.
@@ -239,7 +239,7 @@ class Container(Struct, kw_only=True):
     target_container_name: str = ""
 
 
-class Toleration(Struct, kw_only=True):
+class Toleration(Struct, frozen=True, kw_only=True):
     key: str = ""
     operator: str = "Equal"
     value: str = ""
@@ -247,60 +247,60 @@ class Toleration(Struct, kw_only=True):
     toleration_seconds: int | None = None
 
 
-class HostAlias(Struct, kw_only=True):
+class HostAlias(Struct, frozen=True, kw_only=True):
     ip: str = ""
     hostnames: tuple[str, ...] = ()
 
 
-class PodDNSConfigOption(Struct, kw_only=True):
+class PodDNSConfigOption(Struct, frozen=True, kw_only=True):
     name: str = ""
     value: str | None = None
 
 
-class PodDNSConfig(Struct, kw_only=True):
+class PodDNSConfig(Struct, frozen=True, kw_only=True):
     nameservers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     options: tuple[PodDNSConfigOption, ...] = ()
 
 
-class PodReadinessGate(Struct, kw_only=True):
+class PodReadinessGate(Struct, frozen=True, kw_only=True):
     condition_type: str = ""
 
 
-class NodeSelectorRequirement(Struct, kw_only=True):
+class NodeSelectorRequirement(Struct, frozen=True, kw_only=True):
     key: str = ""
     operator: str = ""
     values: tuple[str, ...] = ()
 
 
-class NodeSelectorTerm(Struct, kw_only=True):
+class NodeSelectorTerm(Struct, frozen=True, kw_only=True):
     match_expressions: tuple[NodeSelectorRequirement, ...] = ()
     match_fields: tuple[NodeSelectorRequirement, ...] = ()
 
 
-class NodeSelector(Struct, kw_only=True):
+class NodeSelector(Struct, frozen=True, kw_only=True):
     node_selector_terms: tuple[NodeSelectorTerm, ...] = ()
 
 
-class NodeAffinity(Struct, kw_only=True):
+class NodeAffinity(Struct, frozen=True, kw_only=True):
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
 
 
-class Affinity(Struct, kw_only=True):
+class Affinity(Struct, frozen=True, kw_only=True):
     node_affinity: NodeAffinity | None = None
 
 
-class PodOS(Struct, kw_only=True):
+class PodOS(Struct, frozen=True, kw_only=True):
     name: str = ""
 
 
-class PodResourceClaim(Struct, kw_only=True):
+class PodResourceClaim(Struct, frozen=True, kw_only=True):
     name: str = ""
     resource_claim_name: str | None = None
     resource_claim_template_name: str | None = None
 
 
-class PodSpec(Struct, kw_only=True):
+class PodSpec(Struct, frozen=True, kw_only=True):
     volumes: tuple[Volume, ...] = ()
     init_containers: tuple[Container, ...] = ()
     containers: tuple[Container, ...] = ()
@@ -341,16 +341,16 @@ class PodSpec(Struct, kw_only=True):
     resources: ResourceRequirements | None = None
 
 
-class ContainerStateWaiting(Struct, kw_only=True):
+class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
 
 
-class ContainerStateRunning(Struct, kw_only=True):
+class ContainerStateRunning(Struct, frozen=True, kw_only=True):
     started_at: Time | None = None
 
 
-class ContainerStateTerminated(Struct, omit_defaults=False, kw_only=True):
+class ContainerStateTerminated(Struct, omit_defaults=False, frozen=True, kw_only=True):
     """`exit_code` and the times are always written, as kubectl expects them."""
 
     exit_code: int = 0
@@ -362,7 +362,7 @@ class ContainerStateTerminated(Struct, omit_defaults=False, kw_only=True):
     container_id: str = ""
 
 
-class ContainerState(Struct, kw_only=True):
+class ContainerState(Struct, frozen=True, kw_only=True):
     """At most one is set; none means waiting."""
 
     waiting: ContainerStateWaiting | None = None
@@ -370,24 +370,24 @@ class ContainerState(Struct, kw_only=True):
     terminated: ContainerStateTerminated | None = None
 
 
-class VolumeMountStatus(Struct, kw_only=True):
+class VolumeMountStatus(Struct, frozen=True, kw_only=True):
     name: str = ""
     mount_path: str = ""
     read_only: bool = False
     recursive_read_only: str | None = None
 
 
-class LinuxContainerUser(Struct, kw_only=True):
+class LinuxContainerUser(Struct, frozen=True, kw_only=True):
     uid: int = 0
     gid: int = 0
     supplemental_groups: tuple[int, ...] = ()
 
 
-class ContainerUser(Struct, kw_only=True):
+class ContainerUser(Struct, frozen=True, kw_only=True):
     linux: LinuxContainerUser | None = None
 
 
-class ContainerStatus(Struct, kw_only=True):
+class ContainerStatus(Struct, frozen=True, kw_only=True):
     name: str = ""
     state: ContainerState = ContainerState()
     last_state: ContainerState = ContainerState()
@@ -404,13 +404,13 @@ class ContainerStatus(Struct, kw_only=True):
     stop_signal: str | None = None
 
 
-class PodIP(Struct, kw_only=True):
+class PodIP(Struct, frozen=True, kw_only=True):
     """An address of the pod (`podIPs`) or of its node (`hostIPs`)."""
 
     ip: str = ""
 
 
-class PodStatus(Struct, kw_only=True):
+class PodStatus(Struct, frozen=True, kw_only=True):
     observed_generation: int = 0
     phase: str = ""
     conditions: tuple[Condition, ...] = ()
@@ -429,6 +429,6 @@ class PodStatus(Struct, kw_only=True):
     resize: str = ""
 
 
-class Pod(Object, kw_only=True):
+class Pod(Object, frozen=True, kw_only=True):
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()

@@ -1,7 +1,7 @@
 """Kubernetes quantities: "100m", "1.5Gi", "2e3", in exact arithmetic.
 
-For reading requests, limits and thresholds, and for writing capacity. Not a full `resource.Quantity`: values are
-Fractions, text that came from the API is passed on unchanged rather than put in canonical form.
+For reading requests, limits and thresholds, and for writing capacity. Not a full `resource.Quantity`: values
+are Fractions, and text that came from the API is passed on unchanged rather than put in canonical form.
 
 Source: k8s.io/apimachinery/pkg/api/resource/quantity.go (the grammar in the doc comment of Quantity).
 """

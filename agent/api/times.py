@@ -1,6 +1,6 @@
 """RFC 3339 times as the API writes them: `metav1.Time` (seconds) and `metav1.MicroTime` (microseconds).
 
-The clock is an argument; nothing here reads one. Source: k8s.io/apimachinery/pkg/apis/meta/v1/{time,micro_time}.go.
+Nothing here reads a clock. Source: k8s.io/apimachinery/pkg/apis/meta/v1/{time,micro_time}.go.
 """
 
 from __future__ import annotations

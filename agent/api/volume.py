@@ -11,68 +11,68 @@ from __future__ import annotations
 from agent.api.meta import LabelSelector, LocalObjectReference, Object, Quantities, Struct
 
 
-class KeyToPath(Struct, kw_only=True):
+class KeyToPath(Struct, frozen=True, kw_only=True):
     key: str = ""
     path: str = ""
     mode: int | None = None
 
 
-class ConfigMapVolumeSource(Struct, kw_only=True):
+class ConfigMapVolumeSource(Struct, frozen=True, kw_only=True):
     name: str = ""
     items: tuple[KeyToPath, ...] = ()
     default_mode: int | None = None
     optional: bool = False
 
 
-class SecretVolumeSource(Struct, kw_only=True):
+class SecretVolumeSource(Struct, frozen=True, kw_only=True):
     secret_name: str = ""
     items: tuple[KeyToPath, ...] = ()
     default_mode: int | None = None
     optional: bool = False
 
 
-class ObjectFieldSelector(Struct, kw_only=True):
+class ObjectFieldSelector(Struct, frozen=True, kw_only=True):
     api_version: str = "v1"
     field_path: str = ""
 
 
-class ResourceFieldSelector(Struct, kw_only=True):
+class ResourceFieldSelector(Struct, frozen=True, kw_only=True):
     container_name: str = ""
     resource: str = ""
     divisor: str = ""
 
 
-class DownwardAPIVolumeFile(Struct, kw_only=True):
+class DownwardAPIVolumeFile(Struct, frozen=True, kw_only=True):
     path: str = ""
     field_ref: ObjectFieldSelector | None = None
     resource_field_ref: ResourceFieldSelector | None = None
     mode: int | None = None
 
 
-class DownwardAPIVolumeSource(Struct, kw_only=True):
+class DownwardAPIVolumeSource(Struct, frozen=True, kw_only=True):
     items: tuple[DownwardAPIVolumeFile, ...] = ()
     default_mode: int | None = None
 
 
-class SecretProjection(Struct, kw_only=True):
+class SecretProjection(Struct, frozen=True, kw_only=True):
     name: str = ""
     items: tuple[KeyToPath, ...] = ()
     optional: bool = False
 
 
-class ConfigMapProjection(Struct, kw_only=True):
+class ConfigMapProjection(Struct, frozen=True, kw_only=True):
     name: str = ""
     items: tuple[KeyToPath, ...] = ()
     optional: bool = False
 
 
-class ServiceAccountTokenProjection(Struct, kw_only=True):
+class ServiceAccountTokenProjection(Struct, frozen=True, kw_only=True):
     audience: str = ""
     expiration_seconds: int = 3600
     path: str = ""
 
 
-class ClusterTrustBundleProjection(Struct, kw_only=True):
+class ClusterTrustBundleProjection(Struct, frozen=True, kw_only=True):
     name: str = ""
     signer_name: str = ""
     label_selector: LabelSelector | None = None
@@ -80,7 +80,7 @@ class ClusterTrustBundleProjection(Struct, kw_only=True):
     path: str = ""
 
 
-class VolumeProjection(Struct, kw_only=True):
+class VolumeProjection(Struct, frozen=True, kw_only=True):
     """One of the fields is set."""
 
     secret: SecretProjection | None = None
@@ -90,47 +90,47 @@ class VolumeProjection(Struct, kw_only=True):
     cluster_trust_bundle: ClusterTrustBundleProjection | None = None
 
 
-class ProjectedVolumeSource(Struct, kw_only=True):
+class ProjectedVolumeSource(Struct, frozen=True, kw_only=True):
     sources: tuple[VolumeProjection, ...] = ()
     default_mode: int | None = None
 
 
-class EmptyDirVolumeSource(Struct, kw_only=True):
+class EmptyDirVolumeSource(Struct, frozen=True, kw_only=True):
     medium: str = ""
     size_limit: str | None = None
 
 
-class HostPathVolumeSource(Struct, kw_only=True):
+class HostPathVolumeSource(Struct, frozen=True, kw_only=True):
     path: str = ""
     type: str = ""
 
 
-class NFSVolumeSource(Struct, kw_only=True):
+class NFSVolumeSource(Struct, frozen=True, kw_only=True):
     server: str = ""
     path: str = ""
     read_only: bool = False
 
 
-class LocalVolumeSource(Struct, kw_only=True):
+class LocalVolumeSource(Struct, frozen=True, kw_only=True):
     path: str = ""
     fs_type: str = ""
 
 
-class PersistentVolumeClaimVolumeSource(Struct, kw_only=True):
+class PersistentVolumeClaimVolumeSource(Struct, frozen=True, kw_only=True):
     claim_name: str = ""
     read_only: bool = False
 
 
-class EphemeralVolumeSource(Struct, kw_only=True):
+class EphemeralVolumeSource(Struct, frozen=True, kw_only=True):
     """A claim made from a template; the claim is named `<pod>-<volume>` by the controller."""
 
 
-class ImageVolumeSource(Struct, kw_only=True):
+class ImageVolumeSource(Struct, frozen=True, kw_only=True):
     reference: str = ""
     pull_policy: str = ""
 
 
-class CSIVolumeSource(Struct, kw_only=True):
+class CSIVolumeSource(Struct, frozen=True, kw_only=True):
     """An inline CSI volume of a pod."""
 
     driver: str = ""
@@ -140,12 +140,12 @@ class CSIVolumeSource(Struct, kw_only=True):
     node_publish_secret_ref: LocalObjectReference | None = None
 
 
-class SecretReference(Struct, kw_only=True):
+class SecretReference(Struct, frozen=True, kw_only=True):
     name: str = ""
     namespace: str = ""
 
 
-class CSIPersistentVolumeSource(Struct, kw_only=True):
+class CSIPersistentVolumeSource(Struct, frozen=True, kw_only=True):
     driver: str = ""
     volume_handle: str = ""
     read_only: bool = False
@@ -156,7 +156,7 @@ class CSIPersistentVolumeSource(Struct, kw_only=True):
     node_expand_secret_ref: SecretReference | None = None
 
 
-class Volume(Struct, kw_only=True):
+class Volume(Struct, frozen=True, kw_only=True):
     """At most one source is set; none of them: a kind of volume this node does not know."""
 
     name: str = ""
@@ -173,7 +173,7 @@ class Volume(Struct, kw_only=True):
     image: ImageVolumeSource | None = None
 
 
-class VolumeMount(Struct, kw_only=True):
+class VolumeMount(Struct, frozen=True, kw_only=True):
     name: str = ""
     mount_path: str = ""
     read_only: bool = False
@@ -183,12 +183,12 @@ class VolumeMount(Struct, kw_only=True):
     mount_propagation: str | None = None
 
 
-class VolumeDevice(Struct, kw_only=True):
+class VolumeDevice(Struct, frozen=True, kw_only=True):
     name: str = ""
     device_path: str = ""
 
 
-class PersistentVolumeSpec(Struct, kw_only=True):
+class PersistentVolumeSpec(Struct, frozen=True, kw_only=True):
     capacity: Quantities = {}
     access_modes: tuple[str, ...] = ()
     volume_mode: str = "Filesystem"
@@ -200,22 +200,22 @@ class PersistentVolumeSpec(Struct, kw_only=True):
     csi: CSIPersistentVolumeSource | None = None
 
 
-class PersistentVolume(Object, kw_only=True):
+class PersistentVolume(Object, frozen=True, kw_only=True):
     spec: PersistentVolumeSpec = PersistentVolumeSpec()
 
 
-class PersistentVolumeClaimSpec(Struct, kw_only=True):
+class PersistentVolumeClaimSpec(Struct, frozen=True, kw_only=True):
     volume_name: str = ""
     volume_mode: str = "Filesystem"
     access_modes: tuple[str, ...] = ()
     storage_class_name: str | None = None
 
 
-class PersistentVolumeClaimStatus(Struct, kw_only=True):
+class PersistentVolumeClaimStatus(Struct, frozen=True, kw_only=True):
     phase: str = ""
     capacity: Quantities = {}
 
 
-class PersistentVolumeClaim(Object, kw_only=True):
+class PersistentVolumeClaim(Object, frozen=True, kw_only=True):
     spec: PersistentVolumeClaimSpec = PersistentVolumeClaimSpec()
     status: PersistentVolumeClaimStatus = PersistentVolumeClaimStatus()

@@ -1,12 +1,12 @@
 """Following a collection in three layers, each small enough to read at a glance.
 
     watch_once       one connection: lines to events, until it ends; idle time-out armed by every event
-    watch_from_list  list, LISTED mark, then watch again and again from the last resourceVersion; ends with 410
+    watch_from_list  list, LISTED mark, then watch on and on from the last resourceVersion; ends with 410
     watch_forever    never ends: jittered back-off after errors, list again after 410
 
-and `Informer`, which keeps a dictionary of the newest objects from them. The mark LISTED separates "all that exists"
-from "what changed", so objects that vanished while we were away are pruned only after a complete, successful list:
-an error, or a failed list, is never taken for an empty one.
+and `Informer`, which keeps a dictionary of the newest objects from them. The mark LISTED separates "all that
+exists" from "what changed", so objects that vanished while we were away are pruned only after a complete,
+successful list: an error, or a failed list, is never taken for an empty one.
 
 Source: Kubernetes API concepts, "Efficient detection of changes" (resourceVersion, bookmarks, 410 Gone).
 """
@@ -60,7 +60,7 @@ class WatchEvent(Generic[T]):
     resource_version: str
 
 
-class _Line(Struct, kw_only=True):
+class _Line(Struct, frozen=True, kw_only=True):
     type: str = ""
     object: msgspec.Raw = msgspec.Raw(b"{}")
 
@@ -80,7 +80,7 @@ class Selection(Generic[T]):
         return self.resource.path(namespace=self.namespace)
 
     def query(self, resource_version: str, timeout: int) -> dict[str, str]:
-        """Query parameters of a watch from `resource_version`, which the server ends after `timeout` seconds."""
+        """Query parameters of a watch that the server ends after `timeout` seconds."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -192,9 +192,9 @@ async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncIter
 class Informer(Generic[T]):
     """A live copy of a collection, keyed "namespace/name" ("name" for cluster-wide kinds).
 
-    `on_change(old, new)` is called for each difference, on the event loop, and must not block: `old` is None for a
-    new object, `new` is None for a deleted one. Objects found unchanged after a new list are not reported. `synced`
-    is set after the first complete list and stays set. `run()` follows until cancelled.
+    `on_change(old, new)` is called for each difference, on the event loop, and must not block: `old` is None
+    for a new object, `new` is None for a deleted one. Objects found unchanged after a new list are not
+    reported. `synced` is set after the first complete list and stays set. `run()` follows until cancelled.
     """
 
     def __init__(

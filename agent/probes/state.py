@@ -1,7 +1,7 @@
 """Thresholds of one probe, as a pure state table.
 
-A probe's *state* (`ok` or not) is what the rest of the node acts on; its *outcomes* are single measurements. An
-outcome changes the state only after it has come `successThreshold` or `failureThreshold` times in a row
+A probe's *state* (`ok` or not) is what the rest of the node acts on; its *outcomes* are single measurements.
+An outcome changes the state only after it has come `successThreshold` or `failureThreshold` times in a row
 (Kubernetes API, core/v1 Probe). The kind decides what holds before the first decision:
 
     kind        before the first decision   meaning of a state change
@@ -9,8 +9,8 @@ outcome changes the state only after it has come `successThreshold` or `failureT
     readiness   not ok (no traffic)         endpoint in or out of service
     liveness    ok                          not ok: the container is killed
 
-`Outcome.UNKNOWN` (the probe itself could not run, for instance the runtime did not answer) changes nothing, as
-in kubelet. No clock and no I/O in here.
+`Outcome.UNKNOWN` (the probe itself could not run, for instance the runtime did not answer) changes nothing,
+as in kubelet. No clock and no I/O in here.
 """
 
 from __future__ import annotations

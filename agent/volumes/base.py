@@ -1,37 +1,37 @@
-"""What every volume plugin shares: its arguments, its result and its one error.
+"""What every volume plugin shares: its arguments, its result and its errors.
 
-A plugin is one file with one `async def set_up(ctx, volume) -> PreparedVolume`; nothing is registered at import.
-Volumes live where kubelet keeps them, `<root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, so that CSI
-drivers, backup tools and people find them.
+A plugin is one file with one `async def set_up(context, volume) -> PreparedVolume` that may be repeated. Volumes
+live where kubelet keeps them, `<root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, so that backup tools,
+drivers and people find them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from host.clocks import Clock
 
 if TYPE_CHECKING:
-    from agent.api.structs import ConfigMap, Pod, Secret
+    from agent.api.structs import ConfigMap, Pod, Secret, TokenRequest
+    from agent.volumes.mounts import Mounter
+    from agent.volumes.tokens import Tokens
 
 
 class VolumeError(Exception):
-    """A volume cannot be used now.
+    """A volume cannot be used, or cannot be taken away, now.
 
     Attributes:
-        reason: the event's reason, "FailedMount" unless said otherwise.
+        reason: the event's reason, "FailedMount" or "FailedUnmount".
         message: the event's text, e.g. 'MountVolume.SetUp failed for volume "x" : configmap "y" not found'.
-        permanent: True when a retry without a change of the pod cannot help.
     """
 
-    def __init__(self, message: str, *, reason: str = "FailedMount", permanent: bool = False) -> None:
+    def __init__(self, message: str, *, reason: str = "FailedMount") -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
-        self.permanent = permanent
 
 
 class Unready(Exception):
@@ -44,17 +44,17 @@ class PreparedVolume:
 
     Attributes:
         name: the pod's name for it.
-        host_path: what to bind into containers: usually a directory, a file or device for some hostPath types.
+        host_path: what to bind into containers: a directory, or a file, socket or device of a hostPath.
         read_only: containers get it read-only whatever their mount says.
-        plugin: kubelet's plugin name, for instance "configmap" ("" for a hostPath).
         live: its content follows API objects; `VolumeManager.refresh` rewrites it.
+        changed: whether this set-up changed any content.
     """
 
     name: str
     host_path: Path
     read_only: bool = False
-    plugin: str = ""
     live: bool = False
+    changed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Sources(Protocol):
         """A ConfigMap, or None when it does not exist."""
 
     async def get_secret(self, namespace: str, name: str) -> Secret | None:
-        """A Secret, or None when it does not exist. Its `data` values are base64 text as in the API, or bytes."""
+        """A Secret, or None when it does not exist."""
 
-    async def create_token(self, namespace: str, service_account: str, body: dict[str, Any]) -> dict[str, Any]:
-        """POST a TokenRequest (authentication.k8s.io/v1) and return the API's answer, both as JSON objects."""
+    async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
+        """POST .../serviceaccounts/{name}/token; the answer's status has the token and its expiry."""
 
 
 AllocatableGetter = Callable[[], Mapping[str, str]]
-Waiter = Callable[[], Awaitable[None]]
+"""The node's allocatable resources now: resource name → quantity text."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,25 @@ class Context:
 
     Attributes:
         pod: the pod.
-        directory: the volume's own directory (not yet made).
+        directory: the volume's own directory, not yet made.
         sources: API objects.
+        tokens: service account tokens, shared by all pods.
+        mounter: the only way to mount.
         clock: time.
-        fs_group: the pod's fsGroup, or None.
-        allocatable: the node's allocatable by resource name, as quantity strings, for limits left unset.
+        allocatable: the node's allocatable by resource name, for limits that a container leaves unset.
         host_root: "/" except in tests.
     """
 
     pod: Pod
     directory: Path
     sources: Sources
+    tokens: Tokens
+    mounter: Mounter
     clock: Clock
-    fs_group: int | None
     allocatable: Mapping[str, str]
     host_root: Path
+
+    @property
+    def fs_group(self) -> int | None:
+        """The pod's fsGroup: the group that shall own and share its volumes."""
+        return self.pod.spec.security_context.fs_group

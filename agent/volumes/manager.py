@@ -1,8 +1,8 @@
 """Puts a pod's volumes in place, says how containers mount them, and takes them away again.
 
 Nothing is remembered that the disk and the mount table do not say: after an agent restart `teardown` and
-`pods_on_disk` work from `<root>/pods` and mountinfo alone. All volumes of a pod are set up concurrently; nothing
-is fsynced, because the content is either rebuilt from the API or the pod's own.
+`pods_on_disk` work from `<root>/pods` and mountinfo alone. All volumes of a pod are set up concurrently;
+nothing is fsynced, because the content is either rebuilt from the API or the pod's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.volumes.base import AllocatableGetter, Mount, PreparedVolume, Sources, VolumeError
-from host.clocks import Clock, SystemClock
+from host.clocks import Clock
 
 if TYPE_CHECKING:
     from agent.api.structs import Container, Pod
@@ -27,8 +27,8 @@ class VolumeManager:
         root: the agent root, usually /var/lib/kubelet.
         sources: getters for ConfigMaps, Secrets and tokens.
         clock: time, for token renewal.
-        allocatable: the node's allocatable resources, for downward API limits that the container leaves unset.
-        host_root: prefix of hostPath sources; "/" except in tests.
+        allocatable: the node's allocatable resources, for downward API limits that the container leaves
+        unset. host_root: prefix of hostPath sources; "/" except in tests.
 
     The constructor does nothing; `run()` owns token renewal and returns when cancelled.
     """
@@ -58,7 +58,12 @@ class VolumeManager:
         """
 
     async def container_mounts(
-        self, pod: Pod, container: Container, prepared: Mapping[str, PreparedVolume], *, env: Mapping[str, str] | None = None
+        self,
+        pod: Pod,
+        container: Container,
+        prepared: Mapping[str, PreparedVolume],
+        *,
+        env: Mapping[str, str] | None = None,
     ) -> tuple[Mount, ...]:
         """The mounts of one container, in the order of its spec. subPaths are resolved and bound now.
 
@@ -74,8 +79,8 @@ class VolumeManager:
     async def refresh(self, pod: Pod) -> bool:
         """Rewrite the volumes that follow API objects (configMap, secret, projected, downwardAPI).
 
-        To be called by whoever watches when such an object or the pod's metadata changed. Objects that vanished
-        leave the old content in place, as with kubelet.
+        To be called by whoever watches when such an object or the pod's metadata changed. Objects that
+        vanished leave the old content in place, as with kubelet.
 
         Returns:
             whether any file changed.
@@ -87,8 +92,8 @@ class VolumeManager:
     async def teardown(self, pod_uid: str) -> None:
         """Unmount and delete everything of a pod; a pod that has nothing is fine.
 
-        The pod's own data (emptyDir) goes for ever; what hostPath or other sources lent is only unmounted, never
-        deleted.
+        The pod's own data (emptyDir) goes for ever; what hostPath or other sources lent is only unmounted,
+        never deleted.
 
         Raises:
             VolumeError: something is still busy; the message names the mount. Call again later.

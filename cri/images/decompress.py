@@ -46,7 +46,10 @@ class Hashed:
 
 
 def chunks(file: Hashed) -> Iterator[bytes]:
-    """Yield the uncompressed content of a file; CorruptContent when the compression is broken."""
+    """The uncompressed content of a file; the iterator raises CorruptContent when the compression is broken.
+
+    Everything that must be imported has been when this returns, so the caller may give up its rights.
+    """
     head = file.read()
     if head.startswith(_GZIP_MAGIC):
         return _gunzip(head, file)
@@ -81,15 +84,19 @@ def _gunzip(data: bytes, file: Hashed) -> Iterator[bytes]:
 
 
 def _unzstd(head: bytes, file: Hashed) -> Iterator[bytes]:
-    import zstandard  # only layers that need it pay for the import
+    import zstandard  # here: only layers that need it pay for the import
 
     engine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
     reader = engine.stream_reader(_Joined(head, file), read_size=_CHUNK, read_across_frames=True)
-    try:
-        while out := reader.read(_CHUNK):
-            yield out
-    except zstandard.ZstdError as exc:
-        raise CorruptContent("zstd stream is corrupt or wants too large a window") from exc
+
+    def frames() -> Iterator[bytes]:
+        try:
+            while out := reader.read(_CHUNK):
+                yield out
+        except zstandard.ZstdError as exc:
+            raise CorruptContent("zstd stream is corrupt or wants too large a window") from exc
+
+    return frames()
 
 
 class _Joined:
@@ -107,14 +114,14 @@ class _Joined:
 
 
 class LayerSource:
-    """A `tarstream.Source` over a compressed file, inflating and hashing in the background.
+    """A `tarstream.Source` over a layer's content, inflating and hashing in the background.
 
     Use as a context manager; `finish` drains the stream and returns the DiffID.
     """
 
-    def __init__(self, file: Hashed, *, max_bytes: int) -> None:
-        """Read `file`; more than `max_bytes` uncompressed bytes are CorruptContent."""
-        self._file = file
+    def __init__(self, content: Iterator[bytes], *, max_bytes: int) -> None:
+        """Read `content` (of `chunks`); more than `max_bytes` bytes are CorruptContent."""
+        self._content = content
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self._data: queue.Queue[bytes | Exception] = queue.Queue(_DEPTH)
@@ -191,7 +198,7 @@ class LayerSource:
         total = 0
         last: bytes | Exception = _END
         try:
-            for chunk in chunks(self._file):
+            for chunk in self._content:
                 total += len(chunk)
                 if total > self._max_bytes:
                     raise CorruptContent(f"layer unpacks to more than {self._max_bytes} bytes")

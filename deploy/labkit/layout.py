@@ -67,6 +67,7 @@ class Layout:
         name: the lab's name.
         cache: shared by all labs: binaries, the Go build's folders, packages, the registry's content.
         named_binaries: a folder of the user's with ready binaries, or None.
+        checkout: where this project's files are.
         state_root: parent of the lab's persistent folder.
         run_root: parent of the lab's folder of process records.
     """
@@ -74,6 +75,7 @@ class Layout:
     name: str = "lab"
     cache: Path = field(default_factory=_cache)
     named_binaries: Path | None = field(default_factory=_binaries)
+    checkout: Path = CHECKOUT
     state_root: Path = Path("/var/lib/nodelet-lab")
     run_root: Path = Path("/run/nodelet-lab")
 

@@ -10,7 +10,6 @@ Not for: nft tables, ipset, and reading counters.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -255,8 +254,3 @@ def back_end() -> BackEnd:
         text = ""  # the kernel was built without the other interface
     rules = sum(len(rules) for chains in parse_save(text).values() for rules in chains.values())
     return BackEnd(kind, version, rules)
-
-
-def words(rule: str) -> list[str]:
-    """A rule's words with quotes taken away, for tools that show or explain rules."""
-    return shlex.split(rule)

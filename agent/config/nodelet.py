@@ -1,0 +1,98 @@
+"""NodeletConfiguration: the few settings that have no place in a kubelet's files.
+
+    apiVersion: nodelet/v1alpha1
+    kind: NodeletConfiguration
+    clusterCIDR: 10.244.0.0/16
+    overlay: {backend: vxlan}
+
+Every field is optional. An unknown one is an error that names it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import msgspec
+
+from agent.config.kubelet import Section
+from host.errors import InputError
+
+API_VERSION = "nodelet/v1alpha1"
+KIND = "NodeletConfiguration"
+
+
+class OverlaySettings(Section, frozen=True, kw_only=True):
+    """How pods of two nodes reach each other."""
+
+    backend: str = "vxlan"
+    """vxlan, host-gw, or none (somebody else's CNI plugin does it)."""
+    vni: int = 1
+    port: int = 8472
+    """UDP port of VXLAN; 8472 is what the Linux kernel and flannel use, 4789 is IANA's."""
+    device: str = ""
+    """Name of the VXLAN device; empty: flannel.<vni>."""
+    mtu: int = 0
+    """MTU of pods; 0: the underlay's, less the 50 bytes of VXLAN."""
+    masquerade: bool = True
+    """Hide pod addresses behind the node's outside of the cluster network."""
+
+
+class CniSettings(Section, frozen=True, kw_only=True):
+    """Where CNI things are, and whether we write our own configuration list."""
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dir: str = "/opt/cni/bin"
+    write_config: bool = True
+    bridge: str = "cbr0"
+
+
+class ProxySettings(Section, frozen=True, kw_only=True):
+    """The service rules; `mode` none leaves them to a kube-proxy."""
+
+    mode: str = "iptables"
+    config: str = ""
+    """A KubeProxyConfiguration file whose fields win over the ones here."""
+    healthz_port: int = 10256
+    metrics_port: int = 10249
+
+
+class NodeletConfiguration(Section, frozen=True, kw_only=True):
+    """All of it. Paths are absolute."""
+
+    api_version: str = API_VERSION
+    kind: str = KIND
+    cluster_cidr: str = msgspec.field(default="", name="clusterCIDR")
+    """The network all pods of the cluster have their addresses from, for the masquerade rule."""
+    pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    """This node's share of it, where no controller sets spec.podCIDR (and in standalone mode)."""
+    overlay: OverlaySettings = OverlaySettings()
+    cni: CniSettings = CniSettings()
+    proxy: ProxySettings = ProxySettings()
+    container_logs_dir: str = "/var/log/containers"
+    declare_web_sockets: bool = True
+    """Declare the node feature ExtendWebSocketsToKubelet, so that exec streams arrive as WebSockets."""
+
+
+def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
+    """The configuration of a decoded document. Raises InputError naming the field."""
+    try:
+        config = msgspec.convert(document, NodeletConfiguration)
+    except msgspec.ValidationError as exc:
+        raise InputError(f"{where}: {str(exc).replace('$.', 'field ')}") from exc
+    if config.api_version != API_VERSION or config.kind != KIND:
+        raise InputError(f"{where}: expected apiVersion {API_VERSION}, kind {KIND}")
+    _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
+    _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "nftables", "ipvs", "none"))
+    for name, text in (("clusterCIDR", config.cluster_cidr), ("podCIDR", config.pod_cidr)):
+        for part in filter(None, text.split(",")):
+            try:
+                ipaddress.ip_network(part.strip())
+            except ValueError as exc:
+                raise InputError(f"{where}: {name}: {exc}") from exc
+    return config
+
+
+def _one_of(where: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{where}: {name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,98 @@
+"""When a dead container is started again, and when never: restart policies and the crash back-off. Pure.
+
+The back-off is kubelet's: the first restart is immediate, then 10 s, 20 s, … up to a maximum, counted from the
+container's exit; a container that kept running for ten minutes starts over. All times are monotonic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.api.structs import Container, Pod
+from agent.pods import spec
+from agent.pods.facts import ContainerFact, PodFacts, State
+
+CRASH_INITIAL = 10.0
+CRASH_MAXIMUM = 300.0
+CRASH_RESET = 600.0
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """A container's crash history: the wait before its next restart, and when it was last started."""
+
+    delay: float = 0.0
+    started: float = 0.0
+
+
+def restart_at(backoff: Backoff | None, exited: float) -> float:
+    """The earliest monotonic time of the next start of a container that exited then."""
+    if backoff is None or exited - backoff.started >= CRASH_RESET:
+        return exited
+    return exited + backoff.delay
+
+
+def after_start(
+    backoff: Backoff | None, *, exited: float, now: float, maximum: float = CRASH_MAXIMUM
+) -> Backoff:
+    """The history after a *re*start at `now` of a container that had exited at `exited`."""
+    if backoff is None or backoff.delay == 0 or exited - backoff.started >= CRASH_RESET:
+        return Backoff(min(CRASH_INITIAL, maximum), now)
+    return Backoff(min(backoff.delay * 2, maximum), now)
+
+
+def retry_delay(count: int, *, first: float, maximum: float) -> float:
+    """Seconds to wait after the count-th failure in a row (1 = the first)."""
+    return min(maximum, first * 2 ** min(count - 1, 16))
+
+
+def restarts(pod: Pod, container: Container, exit_code: int) -> bool:
+    """Whether the policies want a container that exited so to run again.
+
+    Container rules first (KEP-5307), then the container's own policy, then the pod's.
+    """
+    for rule in container.restart_policy_rules:
+        codes = rule.exit_codes
+        if rule.action == "Restart" and codes is not None:
+            hit = exit_code in codes.values
+            if hit == (codes.operator == "In"):
+                return True
+    policy = container.restart_policy or pod.spec.restart_policy
+    if any(c.name == container.name for c in pod.spec.init_containers) and policy == "Always":
+        # An init container under a pod policy Always repeats only until it has succeeded.
+        return spec.is_sidecar(container) or exit_code != 0
+    return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+
+def wants_start(pod: Pod, container: Container, fact: ContainerFact | None) -> bool:
+    """Whether a container is to be started, now or after its back-off."""
+    if fact is None or fact.state in (State.CREATED, State.UNKNOWN):
+        return True
+    if fact.state is State.RUNNING:
+        return False
+    return restarts(pod, container, fact.exit_code)
+
+
+def finished(pod: Pod, facts: PodFacts) -> bool:
+    """Whether the pod's work is over for good: every app container ended, or an init container failed finally."""
+    for container in pod.spec.init_containers:
+        fact = facts.latest(container.name)
+        if (
+            not spec.is_sidecar(container)
+            and fact is not None
+            and fact.state is State.EXITED
+            and fact.exit_code != 0
+            and not restarts(pod, container, fact.exit_code)
+        ):
+            return True
+    for container in pod.spec.containers:
+        fact = facts.latest(container.name)
+        if fact is None or fact.alive or wants_start(pod, container, fact):
+            return False
+    return bool(pod.spec.containers)
+
+
+def deadlined(pod: Pod, *, age: float) -> bool:
+    """Whether a pod that started `age` seconds ago has outlived its activeDeadlineSeconds."""
+    limit = pod.spec.active_deadline_seconds
+    return limit is not None and age >= limit

@@ -1,0 +1,60 @@
+"""What the pods component is told once: names, paths and limits, grouped. No defaults that tests alone need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.pods.naming import Dns
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodSettings:
+    """Settings of one node's pods; the names in parentheses are KubeletConfiguration's."""
+
+    node_name: str
+    host_ips: tuple[str, ...] = ()
+    """The node's addresses, the primary one first."""
+    root: Path = Path("/var/lib/kubelet")
+    """The agent root; pods live in `pods/<uid>` below it."""
+    log_root: Path = Path("/var/log/pods")
+    """Pod logs (podLogsDir)."""
+    cgroup_root: str = "/"
+    """Below which `kubepods` stands, relative to each hierarchy's mount (cgroupRoot)."""
+    cluster_dns: tuple[str, ...] = ()
+    """Addresses of the cluster's DNS service (clusterDNS)."""
+    cluster_domain: str = "cluster.local"
+    """The cluster's domain (clusterDomain)."""
+    host_dns: Dns = Dns()
+    """Content of the node's resolv.conf (resolvConf)."""
+    max_pods: int = 110
+    """Pods the node takes (maxPods)."""
+    pods_pids_limit: int = -1
+    """Processes a pod may have, -1 for no limit (podPidsLimit)."""
+    cpu_quota: bool = True
+    """Whether CPU limits are enforced (cpuCFSQuota)."""
+    cpu_quota_period_us: int = 100_000
+    """Length of the period CPU limits count in (cpuCFSQuotaPeriod)."""
+    seccomp_default: bool = False
+    """Whether RuntimeDefault stands for an absent seccomp profile (seccompDefault)."""
+    max_restart_delay: float = 300.0
+    """Longest wait in seconds between restarts of a crashing container (crashLoopBackOff.maxContainerRestartPeriod)."""
+    max_parallel_pulls: int = 10
+    """Images pulled at the same time (maxParallelImagePulls); 1 is kubelet's serializeImagePulls."""
+    memory_capacity: int = 0
+    """The node's memory in bytes, for OOM scores."""
+    capacity: Mapping[str, str] = field(default_factory=dict)
+    """The node's allocatable resources as quantities, for admission and the downward API."""
+    unsafe_sysctls: tuple[str, ...] = ()
+    """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
+    relist_seconds: float = 60.0
+    """How often everything is compared with the runtime's lists, as a net below its events."""
+
+    def pod_dir(self, uid: str) -> Path:
+        """The pod's own directory."""
+        return self.root / "pods" / uid
+
+    def log_dir(self, namespace: str, name: str, uid: str) -> Path:
+        """Where the pod's container logs are."""
+        return self.log_root / f"{namespace}_{name}_{uid}"

@@ -1,0 +1,178 @@
+"""A pod's spec as CRI messages: the sandbox's and the containers' configuration. Pure.
+
+Everything decided elsewhere (environment, mounts, names, cgroup) is handed in; this module only says it in CRI's
+terms. What CRI cannot express raises `SpecError`, which becomes CreateContainerConfigError.
+
+Source: pkg/kubelet/kuberuntime (labels.go, kuberuntime_sandbox.go, kuberuntime_container_linux.go), v1.37.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from agent.api.structs import Container, Pod
+from agent.expansion import expand
+from agent.pods import facts, spec
+from agent.pods.naming import Dns, kernel_hostname
+from agent.pods.runtime import ImageFact
+from agent.pods.security import SpecError, container_security, namespaces, sandbox_security
+from agent.pods.settings import PodSettings
+from agent.resources import qos
+from agent.volumes.base import Mount
+from proto.cri import runtime_pb2 as pb
+
+_PROPAGATION = {
+    "None": pb.PROPAGATION_PRIVATE,
+    "HostToContainer": pb.PROPAGATION_HOST_TO_CONTAINER,
+    "Bidirectional": pb.PROPAGATION_BIDIRECTIONAL,
+}
+_PROTOCOL = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
+
+
+def sandbox_config(
+    pod: Pod, *, attempt: int, dns: Dns, cgroup_parent: str, settings: PodSettings
+) -> pb.PodSandboxConfig:
+    """The configuration of a pod's sandbox. Raises NamingError, SpecError."""
+    meta = pod.metadata
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(
+            name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=attempt
+        ),
+        log_directory=str(settings.log_dir(meta.namespace, meta.name, meta.uid)),
+        dns_config=pb.DNSConfig(servers=dns.servers, searches=dns.searches, options=dns.options),
+        port_mappings=_port_mappings(pod),
+        labels={**meta.labels, **_pod_labels(pod)},
+        annotations=meta.annotations,
+        linux=pb.LinuxPodSandboxConfig(
+            cgroup_parent=cgroup_parent,
+            security_context=sandbox_security(pod),
+            sysctls={s.name: s.value for s in pod.spec.security_context.sysctls},
+        ),
+    )
+    if not pod.spec.host_network:
+        config.hostname = kernel_hostname(pod, settings.cluster_domain)
+    return config
+
+
+def _pod_labels(pod: Pod) -> dict[str, str]:
+    meta = pod.metadata
+    return {
+        facts.LABEL_POD_NAME: meta.name,
+        facts.LABEL_POD_NAMESPACE: meta.namespace,
+        facts.LABEL_POD_UID: meta.uid,
+    }
+
+
+def _port_mappings(pod: Pod) -> list[pb.PortMapping]:
+    return [
+        pb.PortMapping(
+            protocol=_PROTOCOL.get(port.protocol, pb.TCP),
+            container_port=port.container_port,
+            host_port=port.host_port,
+            host_ip=port.host_ip,
+        )
+        for container in (*pod.spec.containers, *spec.sidecars(pod))
+        for port in container.ports
+        if port.container_port
+    ]
+
+
+def container_config(
+    pod: Pod,
+    container: Container,
+    *,
+    attempt: int,
+    image: ImageFact,
+    env: Mapping[str, str],
+    mounts: Sequence[Mount],
+    settings: PodSettings,
+    target_id: str = "",
+) -> pb.ContainerConfig:
+    """The configuration of one container. Raises SpecError.
+
+    Args:
+        attempt: how often it was restarted before; also the name of its log file.
+        image: what the image name was resolved to.
+        env: its whole environment.
+        mounts: its volumes and the files the agent manages.
+        target_id: for an ephemeral container, the id of the container whose processes it shares.
+    """
+    config = pb.ContainerConfig(
+        metadata=pb.ContainerMetadata(name=container.name, attempt=attempt),
+        image=pb.ImageSpec(image=image.id, user_specified_image=container.image),
+        command=[expand(word, env) for word in container.command],
+        args=[expand(word, env) for word in container.args],
+        working_dir=container.working_dir,
+        envs=[pb.KeyValue(key=k, value=v.encode(errors="surrogateescape")) for k, v in env.items()],
+        mounts=[_mount(mount) for mount in mounts],
+        labels={**_pod_labels(pod), facts.LABEL_CONTAINER_NAME: container.name},
+        annotations=_annotations(pod, container, attempt),
+        log_path=f"{container.name}/{attempt}.log",
+        stdin=container.stdin,
+        stdin_once=container.stdin_once,
+        tty=container.tty,
+        linux=pb.LinuxContainerConfig(
+            resources=container_resources(pod, container, settings),
+            security_context=container_security(pod, container, image=image, settings=settings),
+        ),
+    )
+    config.linux.security_context.namespace_options.CopyFrom(namespaces(pod, target_id=target_id))
+    if container.lifecycle is not None and container.lifecycle.stop_signal:
+        config.stop_signal = _signal(container.lifecycle.stop_signal)
+    return config
+
+
+def _signal(name: str) -> int:
+    try:
+        return pb.Signal.Value(name)
+    except ValueError as exc:
+        raise SpecError(f"lifecycle.stopSignal {name!r} is not a signal") from exc
+
+
+def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]:
+    notes = {
+        facts.ANNOTATION_HASH: spec.container_hash(container),
+        facts.ANNOTATION_RESTARTS: str(attempt),
+        facts.ANNOTATION_MESSAGE_PATH: container.termination_message_path,
+        facts.ANNOTATION_MESSAGE_POLICY: container.termination_message_policy,
+        facts.ANNOTATION_GRACE: str(spec.grace_seconds(pod)),
+    }
+    if container.ports:
+        notes["io.kubernetes.container.ports"] = json.dumps(
+            [{"name": p.name, "containerPort": p.container_port, "protocol": p.protocol} for p in container.ports]
+        )
+    return notes
+
+
+def _mount(mount: Mount) -> pb.Mount:
+    return pb.Mount(
+        container_path=mount.container_path,
+        host_path=mount.host_path,
+        readonly=mount.read_only,
+        propagation=_PROPAGATION.get(mount.propagation, pb.PROPAGATION_PRIVATE),
+        recursive_read_only=mount.recursive_read_only,
+    )
+
+
+def container_resources(
+    pod: Pod, container: Container, settings: PodSettings
+) -> pb.LinuxContainerResources:
+    """CPU shares and quota, memory limit, huge pages and OOM score of one container."""
+    limits = qos.parse_all(container.resources.limits)
+    requests = qos.requests_of(container.resources)
+    out = pb.LinuxContainerResources(
+        cpu_shares=qos.cpu_shares(requests.get("cpu", limits.get("cpu", qos.Fraction(0)))),
+        oom_score_adj=qos.oom_score_adj(pod, container, settings.memory_capacity),
+    )
+    if "memory" in limits:
+        out.memory_limit_in_bytes = int(limits["memory"])
+    if settings.cpu_quota:
+        out.cpu_period = settings.cpu_quota_period_us
+        if limits.get("cpu"):
+            out.cpu_quota = qos.cpu_quota_us(limits["cpu"], settings.cpu_quota_period_us)
+    for name, amount in limits.items():
+        if name.startswith("hugepages-"):
+            size = name.removeprefix("hugepages-").removesuffix("i") + "B"
+            out.hugepage_limits.add(page_size=size, limit=int(amount))
+    return out

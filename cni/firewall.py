@@ -1,0 +1,138 @@
+"""The node's packet filter and switches for pod traffic: forwarding on, and masquerading towards the outside.
+
+    nat    POSTROUTING -s <pod range> -j NODELET-POSTRTG     pods of this node only
+           NODELET-POSTRTG                                   return for pods and multicast, else on to
+           NODELET-PEERS                                     return for nodes (kept by the overlay), masquerade
+    filter FORWARD -j NODELET-FORWARD                        accept from and to pods where a policy would drop
+
+The rules do not depend on single pods, so an ADD only looks whether they were made before: a marker file
+tells for which boot, namespace and text. Who repairs them when somebody flushes them is the agent, through
+`ensure_rules`.
+
+Not for: services, NetworkPolicy and host ports (cni.hostports).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from cni.config import NetworkConfig
+from host import files, netns
+from host.errors import HostError, InputError, NotFound
+from host.rtnl import IPNetwork
+from host.rules import iptables
+from host.rules.iptables import Family, Jump, TableChange
+
+POSTROUTING, PEERS, FORWARD = "NODELET-POSTRTG", "NODELET-PEERS", "NODELET-FORWARD"
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+_FAMILIES: tuple[Family, ...] = (4, 6)
+_MASQUERADE = "-j MASQUERADE --random-fully"
+_SWITCHES = (
+    ("net/ipv4/ip_forward", "1", 4),
+    ("net/ipv6/conf/all/forwarding", "1", 6),
+    ("net/bridge/bridge-nf-call-iptables", "1", 4),
+    ("net/bridge/bridge-nf-call-ip6tables", "1", 6),
+)
+
+
+def plan_rules(config: NetworkConfig, family: Family) -> tuple[list[TableChange], list[Jump]]:
+    """The chains and jumps of one IP family for a network; empty where it has no range of it. Pure.
+
+    Written as iptables-save prints it, so that an unchanged table compares equal.
+    """
+    own = _of(family, config.subnets)
+    if not own:
+        return [], []
+    pods = _without_parts([*own, *_of(family, config.cluster_cidrs)])
+    forward = [f"-s {net} -j ACCEPT" for net in pods] + [f"-d {net} -j ACCEPT" for net in pods]
+    changes = [TableChange("filter", {FORWARD: forward})]
+    jumps = [Jump("filter", "FORWARD", f'-m comment --comment "nodelet: pod traffic" -j {FORWARD}')]
+    if config.masquerade:
+        returns = [f"-d {net} -j RETURN" for net in (*pods, _MULTICAST[family])]
+        changes.append(TableChange("nat", {POSTROUTING: [*returns, f"-g {PEERS}"]}))
+        comment = '-m comment --comment "nodelet: pods to outside"'
+        jumps += [
+            Jump("nat", "POSTROUTING", f"-s {net} {comment} -j {POSTROUTING}", prepend=True) for net in own
+        ]
+    return changes, jumps
+
+
+def plan_peers(peers: list[str]) -> list[str]:
+    """The rules of NODELET-PEERS for these node addresses of one family, given with prefix length. Pure."""
+    return [*(f"-d {peer} -j RETURN" for peer in sorted(peers)), _MASQUERADE]
+
+
+def ensure_rules(config: NetworkConfig) -> bool:
+    """Make rules and jumps be as planned; True when some were missing.
+
+    NODELET-PEERS is only made if missing, because its content belongs to the overlay.
+
+    Raises:
+        ProcessFailed: iptables refused.
+    """
+    changed = False
+    for family in _FAMILIES:
+        changes, jumps = plan_rules(config, family)
+        if not changes:
+            continue
+        tables = iptables.parse_save(iptables.save("nat", family=family)) if config.masquerade else {}
+        if config.masquerade and PEERS not in tables.get("nat", {}):
+            iptables.restore(iptables.render([TableChange("nat", {PEERS: plan_peers([])})]), family=family)
+        changed = iptables.ensure(changes, jumps, family=family) or changed
+    return changed
+
+
+def ensure_once(config: NetworkConfig, boot_id: str) -> None:
+    """Rules and kernel switches, unless this boot, namespace and configuration had them made before."""
+    plans = [plan_rules(config, family) for family in _FAMILIES]
+    mark = hashlib.sha256(repr((boot_id, netns.identity(), plans)).encode()).hexdigest()
+    marker = config.state_dir / config.name / "firewall"
+    with suppress(OSError):
+        if marker.read_text() == mark:
+            return
+    marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with files.locked(marker.parent / "firewall.lock", wait=True):
+        with suppress(OSError):
+            if marker.read_text() == mark:
+                return  # a parallel ADD has just done it
+        write_switches(config)
+        ensure_rules(config)
+        files.write_atomic(marker, mark.encode(), sync=False)
+
+
+def write_switches(config: NetworkConfig, proc_sys: Path = Path("/proc/sys")) -> list[str]:
+    """Turn on forwarding and filtering of bridged packets; returns what this kernel does not have.
+
+    Without bridge-nf-call-iptables (module br_netfilter) a service whose backend is on the same bridge as
+    its client is not answered.
+    """
+    missing = []
+    for name, value, family in _SWITCHES:
+        if any(subnet.version == family for subnet in config.subnets):
+            try:
+                (proc_sys / name).write_text(value)
+            except OSError:
+                missing.append(name.replace("/", "."))
+    return missing
+
+
+def remove() -> None:
+    """Take all rules away (for `nodelet reset`)."""
+    for family in _FAMILIES:
+        with suppress(NotFound):
+            iptables.remove({"nat": [POSTROUTING, PEERS], "filter": [FORWARD]}, family=family)
+
+
+def _of(family: int, networks: tuple[IPNetwork, ...]) -> list[IPNetwork]:
+    return [network for network in networks if network.version == family]
+
+
+def _without_parts(networks: list[IPNetwork]) -> list[IPNetwork]:
+    """Without those that lie inside another one, in a fixed order."""
+    kept: list[IPNetwork] = []
+    for network in sorted(set(networks), key=lambda net: (net.prefixlen, int(net.network_address))):
+        if not any(network.subnet_of(other) for other in kept):  # type: ignore[arg-type]
+            kept.append(network)
+    return kept

@@ -1,0 +1,75 @@
+"""The executable `nodelet-cni`: environment and stdin in, one JSON object on stdout, exit status 0 or 1.
+
+See "Section 2: Execution Protocol" of the CNI specification 1.1.0. Everything else is cni.entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from cni import entry, errors
+from cni.errors import CniError
+
+MAX_CONFIG_BYTES = 4 << 20
+
+
+def main() -> None:
+    """Run the command that the environment names, and exit."""
+    status, output = run(os.environ, sys.stdin.buffer)
+    if output:
+        sys.stdout.write(json.dumps(output) + "\n")
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def run(environment: Mapping[str, str], stdin: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """The exit status and the object to print for one execution."""
+    version = "1.1.0"
+    try:
+        command = environment.get("CNI_COMMAND", "")
+        config = _read_config(stdin)
+        version = str(config.get("cniVersion", version))
+        result = entry.execute(
+            command,
+            config=config,
+            container_id=environment.get("CNI_CONTAINERID", ""),
+            netns=environment.get("CNI_NETNS", ""),
+            ifname=environment.get("CNI_IFNAME", ""),
+            args=parse_args(environment.get("CNI_ARGS", "")),
+            path=environment.get("CNI_PATH", ""),
+        )
+        return 0, result
+    except CniError as exc:
+        return 1, exc.to_dict(version)
+
+
+def parse_args(text: str) -> dict[str, str]:
+    """CNI_ARGS, "K=V;K=V", as pairs; a part without '=' is refused (error 4)."""
+    pairs = {}
+    for part in filter(None, text.split(";")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_ARGS part {part[:40]!r} is not KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _read_config(stdin: BinaryIO) -> dict[str, Any]:
+    raw = stdin.read(MAX_CONFIG_BYTES + 1)
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise CniError(errors.DECODE_FAILURE, f"configuration is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        config = json.loads(raw or b"{}")
+    except (ValueError, RecursionError) as exc:
+        raise CniError(errors.DECODE_FAILURE, "configuration is not JSON", str(exc)) from exc
+    if not isinstance(config, dict):
+        raise CniError(errors.DECODE_FAILURE, "configuration is not a JSON object")
+    return config
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Devices, addresses and routes of pods: the bridge, and one veth pair for each pod interface.
+
+    pod's namespace                     node's namespace
+    eth0 10.244.1.5/24  <-- veth -->  vethXXXXXXXXXXX, port of cbr0 10.244.1.1/24
+    default via 10.244.1.1
+
+Names and MACs follow from what a thing is, never from when it was made: the host end's name from container
+and interface, a pod's MAC from its address. So a second try finds what the first left behind, and an address
+that is used again keeps its MAC, which makes neighbour entries of others right instead of stale.
+
+Not for: who gets which address (cni.ipam) and packet filters (cni.firewall).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cni import errors, ipam
+from cni.config import Attachment, NetworkConfig
+from cni.errors import CniError
+from host import netns, rtnl
+from host.errors import Exists, NotFound, Unsupported
+from host.netlink import Netlink
+from host.rtnl import IPAddress, IPInterface, Link, Route
+
+_ALIAS = "nodelet"
+_ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+_IPV6_SYSCTL = Path("/proc/sys/net/ipv6/conf")
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What ADD made: the bridge, the pair, and its MTU in bytes."""
+
+    bridge: Link
+    host_end: Link
+    pod_mac: str
+
+
+def host_name(attachment: Attachment) -> str:
+    """Name of the node's end of a pod interface. Pure."""
+    key = f"{attachment.container_id}/{attachment.ifname}".encode()
+    return "veth" + hashlib.sha256(key).hexdigest()[:11]
+
+
+def mac_for(address: IPAddress) -> str:
+    """A locally administered MAC that follows from an address: 0a:58 and its last four bytes. Pure."""
+    return rtnl.mac_text(b"\x0a\x58" + address.packed[-4:])
+
+
+def alias_for(attachment: Attachment, addresses: Sequence[IPInterface]) -> str:
+    """The alias of a host end: whose it is, in one line that `ip link` shows and `lease_of` reads. Pure."""
+    ips = ",".join(str(address.ip) for address in addresses)
+    return f"{_ALIAS} {attachment.container_id}/{attachment.ifname} {ips}"
+
+
+def leases_of(link: Link) -> list[ipam.Lease]:
+    """The leases that a host end's alias tells of; [] for any other device. Pure."""
+    words = link.alias.split(" ")
+    if len(words) != 3 or words[0] != _ALIAS or link.kind != "veth":
+        return []
+    container_id, _, ifname = words[1].partition("/")
+    owner = Attachment(container_id, ifname)
+    if host_name(owner) != link.name:
+        return []
+    with suppress(ValueError):
+        return [ipam.Lease(ipaddress.ip_address(ip), owner) for ip in words[2].split(",")]
+    return []
+
+
+class Wiring:
+    """Works in the network namespace of the thread that made it; may be shared by threads."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+
+    def close(self) -> None:
+        """Give up the netlink socket."""
+        self._netlink.close()
+
+    def ensure_bridge(self, config: NetworkConfig) -> Link:
+        """The bridge, up, with the gateway address of each range and no other; made if missing.
+
+        Raises:
+            Unsupported: another kind of device has its name.
+        """
+        bridge = self._netlink.find_link(config.bridge)
+        if bridge is None:
+            mac = mac_for(ipam.gateway(config.subnets[0]).ip)
+            request = rtnl.add_bridge(config.bridge, mac=mac, mtu=config.mtu or None)
+            self._netlink.execute(request, ignore=(Exists,))  # a parallel ADD may have been faster
+            bridge = self._netlink.get_link(config.bridge)
+            _write_sysctl(config.bridge, "accept_ra", "0")  # pods must not become the node's routers
+        if bridge.kind != "bridge":
+            problem = f"is a {bridge.kind or 'hardware'} device, not a bridge"
+            raise Unsupported(errno.EOPNOTSUPP, f"use {config.bridge}", problem)
+        self._ensure_gateways(config, bridge)
+        if not bridge.up or (config.mtu and bridge.mtu != config.mtu):
+            self._netlink.execute(rtnl.set_link(config.bridge, up=True, mtu=config.mtu or None))
+            bridge = self._netlink.get_link(config.bridge)
+        return bridge
+
+    def _ensure_gateways(self, config: NetworkConfig, bridge: Link) -> None:
+        wanted = {ipam.gateway(subnet) for subnet in config.subnets}
+        present = {
+            found.address
+            for found in self._netlink.addresses(bridge.index)
+            if not (found.address.version == 6 and found.address.ip.is_link_local)
+        }
+        requests = [rtnl.address(bridge.index, address, remove=True) for address in present - wanted]
+        requests += [rtnl.address(bridge.index, address) for address in wanted - present]
+        if requests:
+            self._netlink.execute(*requests, ignore=(Exists, NotFound))
+
+    def attach(
+        self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str, addresses: Sequence[IPInterface]
+    ) -> Wire:
+        """Make the pair and configure the pod's end; undone as a whole when a step fails.
+
+        Raises:
+            NotFound, Unsupported: `pod_netns` is no network namespace.
+            Exists: the namespace has an interface of that name which is not ours.
+        """
+        fd = netns.open_netns(pod_netns)
+        try:
+            if netns.identity(fd) == netns.identity():
+                raise CniError(errors.INVALID_ENVIRONMENT, "CNI_NETNS is the node's own network namespace")
+            bridge = self.ensure_bridge(config)
+            mtu = config.mtu or bridge.mtu
+            mac = mac_for(addresses[0].ip)
+            self._add_pair(config, attachment, bridge=bridge, fd=fd, mac=mac, mtu=mtu, addresses=addresses)
+            try:
+                netns.run_in(fd, lambda: _configure_pod(attachment.ifname, addresses))
+                host_end = self._netlink.get_link(host_name(attachment))
+                self._netlink.execute(
+                    *(
+                        rtnl.neighbour(bridge.index, address.ip, mac, state=rtnl.NUD_REACHABLE)
+                        for address in addresses
+                    )
+                )
+            except BaseException:
+                self.detach(attachment)
+                raise
+            return Wire(bridge, host_end, mac)
+        finally:
+            os.close(fd)
+
+    def _add_pair(
+        self,
+        config: NetworkConfig,
+        attachment: Attachment,
+        *,
+        bridge: Link,
+        fd: int,
+        mac: str,
+        mtu: int,
+        addresses: Sequence[IPInterface],
+    ) -> None:
+        name = host_name(attachment)
+        requests = (
+            rtnl.add_veth(
+                name, peer=attachment.ifname, peer_netns=fd, peer_mac=mac, mtu=mtu, master=bridge.index
+            ),
+            rtnl.set_link(name, alias=alias_for(attachment, addresses), hairpin=config.hairpin),
+        )
+        try:
+            self._netlink.execute(*requests)
+        except Exists:
+            # An ADD of this attachment was killed half-way: its pair carries our name. Start afresh.
+            self.detach(attachment)
+            self._netlink.execute(*requests)
+
+    def detach(self, attachment: Attachment) -> None:
+        """Remove the pair; one that is gone already is success ("DEL", section 2 of the specification)."""
+        self._netlink.execute(rtnl.delete_link(host_name(attachment)), ignore=(NotFound,))
+
+    def check(self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str) -> str:
+        """What is wrong with an attachment that ADD made, as text for CHECK; '' when nothing is."""
+        name, ifname = host_name(attachment), attachment.ifname
+        bridge, host_end = self._netlink.find_link(config.bridge), self._netlink.find_link(name)
+        if bridge is None:
+            return f"bridge {config.bridge} is missing"
+        if host_end is None:
+            return f"{name} is missing"
+        if host_end.master != bridge.index or not host_end.up:
+            return f"{name} is not an active port of {config.bridge}"
+        expected = {lease.address for lease in leases_of(host_end)}
+        with Netlink(pod_netns) as inside:
+            link = inside.find_link(ifname)
+            if link is None or not link.up:
+                return f"{ifname} is missing or down in the pod"
+            present = {found.address.ip for found in inside.addresses(link.index)}
+            gateways = {
+                route.destination.version for route in inside.routes() if route.destination.prefixlen == 0
+            }
+        if missing := expected - present:
+            return f"{ifname} has lost {', '.join(sorted(map(str, missing)))}"
+        if {ip.version for ip in expected} - gateways:
+            return "the pod has lost its default route"
+        return ""
+
+    def attached(self) -> dict[Attachment, list[ipam.Lease]]:
+        """Every pod interface that has its device on this node, with the addresses it was made for."""
+        found = (leases_of(link) for link in self._netlink.links())
+        return {leases[0].owner: leases for leases in found if leases and leases[0].owner}
+
+
+def _configure_pod(ifname: str, addresses: Sequence[IPInterface]) -> None:
+    """Runs inside the pod's namespace: loopback up, addresses and default routes set."""
+    with Netlink() as inside:
+        _write_sysctl(ifname, "accept_ra", "0")  # other pods must not become this pod's routers
+        inside.execute(rtnl.set_link("lo", up=True), rtnl.set_link(ifname, up=True))
+        link = inside.get_link(ifname)
+        requests = [rtnl.address(link.index, address) for address in addresses]
+        for address in addresses:
+            gateway = ipam.gateway(address.network).ip
+            requests.append(rtnl.route(Route(_ANYWHERE[address.version], link.index, gateway, rtnl.RTPROT_BOOT)))
+        inside.execute(*requests)
+
+
+def _write_sysctl(ifname: str, name: str, value: str) -> None:
+    with suppress(FileNotFoundError):  # a kernel without IPv6
+        (_IPV6_SYSCTL / ifname / name).write_text(value)

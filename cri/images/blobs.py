@@ -1,0 +1,147 @@
+"""Content-addressed files: `blobs/sha256/<hex>`, each complete and verified, or not there at all.
+
+A blob is written to `tmp/`, hashed as it is written, and renamed when digest and size are right.
+Reading a small blob checks its digest again; layers are checked while they are unpacked.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from cri.images.errors import CorruptContent, ImageError, ImageMissing, StoreFull
+from cri.images.reference import is_digest, parse_digest
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_error(exc: OSError, what: str) -> ImageError:
+    """The store's own error for a failure of its file system."""
+    reason = os.strerror(exc.errno or errno.EIO).lower()
+    return (StoreFull if exc.errno in _FULL else ImageError)(f"{what}: {reason}")
+
+
+class BlobStore:
+    """Blobs below `root`, with their temporary files in `root/tmp`. Methods block; call them in threads."""
+
+    def __init__(self, root: Path) -> None:
+        self._dir = root / "blobs" / "sha256"
+        self._tmp = root / "tmp"
+        self._sizes: dict[str, int] = {}
+
+    def load(self) -> None:
+        """Make the directories and learn what is there."""
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tmp.mkdir(mode=0o700, exist_ok=True)
+        with os.scandir(self._dir) as entries:
+            found = {f"sha256:{entry.name}": entry.stat().st_size for entry in entries}
+        self._sizes = {digest: size for digest, size in found.items() if is_digest(digest)}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._sizes
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Digest -> bytes of every blob."""
+        return self._sizes
+
+    def path(self, digest: str) -> Path:
+        """Where a blob is or would be."""
+        return self._dir / parse_digest(digest).removeprefix("sha256:")
+
+    def read(self, digest: str, limit: int) -> bytes:
+        """A whole small blob, verified; ImageMissing or CorruptContent (and then removed)."""
+        try:
+            with self.path(digest).open("rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError as exc:
+            raise ImageMissing(f"blob {digest} is not in the store") from exc
+        except OSError as exc:
+            raise disk_error(exc, f"blob {digest}") from exc
+        if len(data) > limit or "sha256:" + hashlib.sha256(data).hexdigest() != digest:
+            self.remove(digest)
+            raise CorruptContent(f"stored blob {digest} does not match its digest")
+        return data
+
+    def put(self, data: bytes) -> str:
+        """Store a small blob and return its digest."""
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        with self.writer(digest, len(data)) as writer:
+            writer.write(data)
+            writer.commit()
+        return digest
+
+    def writer(self, digest: str, size: int) -> "BlobWriter":
+        """A file that becomes the blob `digest` of `size` bytes at its `commit`; a context manager."""
+        parse_digest(digest)
+        return BlobWriter(self, digest=digest, size=size, temp=self._tmp / f"blob-{secrets.token_hex(8)}")
+
+    def remove(self, digest: str) -> None:
+        """Remove a blob; an absent one is fine."""
+        with suppress(FileNotFoundError):
+            self.path(digest).unlink()
+        self._sizes.pop(digest, None)
+
+    def added(self, digest: str, size: int) -> None:
+        """Note a blob that a writer has renamed into place."""
+        self._sizes[digest] = size
+
+
+class BlobWriter:
+    """One blob under way. Leaving the context without `commit` removes what was written."""
+
+    def __init__(self, store: BlobStore, *, digest: str, size: int, temp: Path) -> None:
+        self._store = store
+        self._digest = digest
+        self._size = size
+        self._temp = temp
+        self._fd = -1
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def __enter__(self) -> "BlobWriter":
+        try:
+            self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise disk_error(exc, f"blob {self._digest}") from exc
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        with suppress(FileNotFoundError):
+            self._temp.unlink()
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Append; CorruptContent as soon as there is more than there should be, StoreFull."""
+        self.count += len(data)
+        if self.count > self._size:
+            raise CorruptContent(f"blob {self._digest} is longer than the {self._size} bytes announced")
+        self._hash.update(data)
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as exc:
+            raise disk_error(exc, f"blob {self._digest}") from exc
+
+    def restart(self) -> None:
+        """Forget everything written so far: the sender begins again."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def commit(self) -> None:
+        """Verify size and digest and put the blob in place; CorruptContent when either is wrong."""
+        if self.count != self._size:
+            raise CorruptContent(f"blob {self._digest} has {self.count} bytes instead of {self._size}")
+        actual = "sha256:" + self._hash.hexdigest()
+        if actual != self._digest:
+            raise CorruptContent(f"blob {self._digest} has content of digest {actual}")
+        try:
+            os.rename(self._temp, self._store.path(self._digest))
+        except OSError as exc:
+            raise disk_error(exc, f"blob {self._digest}") from exc
+        self._store.added(self._digest, self._size)

@@ -1,0 +1,183 @@
+"""CreateContainer: a record, a writable layer, and a process that waits for StartContainer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from cri.images.errors import ImageMissing
+from cri.images.model import Image
+from cri.runtime.spec import ContainerSpec, Device
+from cri.server.container_events import tell
+from cri.server.container_layers import copy_volumes, delete_folder, make_folders
+from cri.server.container_plan import Place, check_config, container_spec, volume_targets
+from cri.server.container_seccomp import seccomp_filter
+from cri.server.core import Core
+from cri.server.errors import AlreadyExists, FailedPrecondition
+from cri.server.signals import stop_signal
+from cri.state.records import ContainerRecord, ContainerState, SandboxState
+from cri.state.store import Container, Sandbox
+from host.errors import HostError, InputError
+from proto.cri import runtime_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+    """Make a container in a ready sandbox; the same name and attempt again gives the same container.
+
+    Raises:
+        UnknownId: no such sandbox.
+        FailedPrecondition: the sandbox is stopped.
+        ImageMissing: the image has not been pulled.
+        InputError, Unsupported: a field of the configuration.
+        StartFailed: the root could not be prepared; nothing is left behind.
+    """
+    sandbox = core.store.sandbox(request.pod_sandbox_id)
+    check_config(request.config)
+    meta = request.config.metadata
+    key = ("container", sandbox.id, meta.name, meta.attempt)
+    container_id = await core.joined.run(key, lambda: _create(core, sandbox, request.config))
+    return pb.CreateContainerResponse(container_id=container_id)
+
+
+async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str:
+    if (same := _same_name(core, sandbox, config)) is not None:
+        return same
+    if sandbox.record.state is not SandboxState.READY:
+        raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+    image = core.images.get(config.image.image)
+    if image is None:
+        raise ImageMissing(f"image {config.image.image[:200]!r} is not here: pull it first")
+    container_id = secrets.token_hex(32)
+    place = _place(core, sandbox, config, image, container_id)
+    spec = container_spec(
+        config,
+        image.config,
+        place,
+        seccomp=seccomp_filter(config.linux.security_context, root=core.settings.seccomp_root),
+        devices=_devices(config),
+    )
+    core.images.hold(image.id, container_id)
+    container = core.store.add_container(_record(config, image, place), config)
+    try:
+        await _prepare(core, place, spec, config)
+        facts = await core.runtime.create_container(spec)
+    except BaseException as exc:
+        with suppress(HostError):
+            await undo_container(core, container)
+        if isinstance(exc, Exception):
+            log.info("container %s of sandbox %s was not made: %s", config.metadata.name, sandbox.id, exc)
+        raise
+    record = msgspec.structs.replace(container.record, created_at=facts.created_at or core.now())
+    core.store.put_container(container, record)
+    tell(core, pb.CONTAINER_CREATED_EVENT, sandbox.id, container_id)
+    return container_id
+
+
+def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str | None:
+    for other in core.store.containers_of(sandbox.id):
+        meta = other.config.metadata
+        if (meta.name, meta.attempt) != (config.metadata.name, config.metadata.attempt):
+            continue
+        if other.record.state is ContainerState.EXITED:
+            raise AlreadyExists(f"container {meta.name} attempt {meta.attempt} exists as {other.id}: remove it")
+        return other.id
+    return None
+
+
+def _record(config: pb.ContainerConfig, image: Image, place: Place) -> ContainerRecord:
+    return ContainerRecord(
+        id=place.container_id,
+        sandbox_id=place.sandbox_id,
+        config=config.SerializeToString(),
+        image_id=image.id,
+        image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+        log_path=str(place.log or ""),
+        cgroup=place.cgroup,
+        stop_signal=stop_signal(config.stop_signal, image.config.stop_signal),
+    )
+
+
+def data_folder(core: Core, container_id: str) -> Path:
+    """The folder of a container's writable layer and anonymous volumes."""
+    return core.settings.root / "containers" / container_id
+
+
+def _place(
+    core: Core, sandbox: Sandbox, config: pb.ContainerConfig, image: Image, container_id: str
+) -> Place:
+    data = data_folder(core, container_id)
+    small = core.store.sandbox_folder(sandbox.id)
+    targets = volume_targets(config, image.config)
+    parent = sandbox.config.linux.cgroup_parent.strip("/")
+    return Place(
+        container_id=container_id,
+        sandbox_id=sandbox.id,
+        cgroup=f"/{parent}/{container_id}" if parent else f"/{container_id}",
+        upper=data / "upper",
+        work=data / "work",
+        lower=core.images.layers(image.id),
+        log=log_file(sandbox.config.log_directory, config.log_path),
+        resolv_conf=small / "resolv.conf",
+        hostname_file=small / "hostname",
+        hostname=sandbox.config.hostname,
+        volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
+    )
+
+
+def log_file(directory: str, relative: str) -> Path | None:
+    """The log's path on the host, which may not leave the pod's log directory; None: no log is wanted.
+
+    Raises:
+        InputError: a path that is absolute or climbs.
+    """
+    if not directory or not relative:
+        return None
+    parts = relative.split("/")
+    if not directory.startswith("/") or ".." in directory.split("/"):
+        raise InputError(f"log_directory {directory[:80]!r} must be an absolute path without '..'")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise InputError(f"log_path {relative[:80]!r} must stay inside the pod's log directory")
+    return Path(directory, *parts)
+
+
+def _devices(config: pb.ContainerConfig) -> list[Device]:
+    found = []
+    for item in config.devices:
+        source = Path(item.host_path)
+        if not item.host_path.startswith("/dev/") or ".." in source.parts:
+            raise InputError(f"devices: host_path {item.host_path[:80]!r} must be below /dev")
+        target, access = item.container_path or item.host_path, item.permissions or "rwm"
+        if source.is_dir():
+            nodes = (path for path in sorted(source.rglob("*")) if path.is_block_device() or path.is_char_device())
+            found += [Device(source=node, target=f"{target}/{node.relative_to(source)}", access=access) for node in nodes]
+        else:
+            found.append(Device(source=source, target=target, access=access))
+    return found
+
+
+async def _prepare(core: Core, place: Place, spec: ContainerSpec, config: pb.ContainerConfig) -> None:
+    """What must exist on disk before the root can be put together."""
+    if place.log:
+        place.log.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for mount in config.mounts:
+        # A missing host path becomes a folder, as with every other runtime.
+        with suppress(FileExistsError):
+            Path(mount.host_path).mkdir(mode=0o755, parents=True)
+    make_folders(data_folder(core, place.container_id), place.upper, place.work)
+    if place.volumes:
+        await asyncio.to_thread(copy_volumes, place.lower, place.volumes)
+
+
+async def undo_container(core: Core, container: Container) -> None:
+    """Take back whatever of a container exists; works from the record alone and may be repeated."""
+    await core.runtime.remove_container(container.record.sandbox_id, container.id)
+    await asyncio.to_thread(delete_folder, data_folder(core, container.id))
+    core.images.release(container.record.image_id, container.id)
+    core.store.drop_container(container.id)

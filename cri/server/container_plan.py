@@ -1,0 +1,254 @@
+"""What a ContainerConfig and an image ask for, as a ContainerSpec. Pure: no file is looked at here.
+
+The image's configuration is hostile input: it may choose what runs inside the container and nothing else.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.images.model import ImageConfig
+from cri.runtime.security import CAPABILITIES, capabilities
+from cri.runtime.spec import ContainerSpec, Device, Mount, Propagation, User
+from cri.server.errors import unimplemented
+from host.cgroups import Resources
+from host.errors import InputError
+from proto.cri import runtime_pb2 as pb
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PROPAGATION: Mapping[int, Propagation] = {
+    pb.PROPAGATION_PRIVATE: "private",
+    pb.PROPAGATION_HOST_TO_CONTAINER: "slave",
+    pb.PROPAGATION_BIDIRECTIONAL: "shared",
+}
+_MAX_ID = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a container's things are on the host."""
+
+    container_id: str
+    sandbox_id: str
+    cgroup: str
+    upper: Path
+    work: Path
+    lower: tuple[Path, ...]
+    log: Path | None
+    resolv_conf: Path
+    hostname_file: Path
+    hostname: str
+    """Value of $HOSTNAME."""
+    volumes: tuple[tuple[Path, str], ...] = ()
+    """Anonymous volumes: (folder on the host, path in the container)."""
+
+
+def check_config(config: pb.ContainerConfig) -> None:
+    """Refuse what is missing, wrong, or not supported, by name.
+
+    Raises:
+        InputError, Unsupported.
+    """
+    if not config.metadata.name:
+        raise InputError("config.metadata.name is empty: a container needs a name")
+    if not config.image.image:
+        raise InputError("config.image.image is empty: a container needs an image")
+    if config.CDI_devices:
+        raise unimplemented("CDI devices")
+    for mount in config.mounts:
+        if mount.HasField("image") and mount.image.image:
+            raise unimplemented(f"image volume at {mount.container_path}")
+        if mount.uidMappings or mount.gidMappings:
+            raise unimplemented(f"ID-mapped mount at {mount.container_path}")
+    security = config.linux.security_context
+    if security.HasField("run_as_group") and not (security.HasField("run_as_user") or security.run_as_username):
+        raise InputError("run_as_group needs run_as_user or run_as_username")
+
+
+def argv_of(config: pb.ContainerConfig, image: ImageConfig) -> tuple[str, ...]:
+    """The command line: `command` replaces entrypoint and cmd, `args` only cmd (Kubernetes' rule).
+
+    Raises:
+        InputError: neither the pod nor the image says what to run.
+    """
+    if config.command:
+        argv = (*config.command, *config.args)
+    else:
+        argv = (*image.entrypoint, *(config.args or image.cmd))
+    if not argv:
+        raise InputError(f"no command specified: neither the pod nor image {config.image.image} has one")
+    if any("\0" in word for word in argv):
+        raise InputError("command holds a NUL character")
+    return argv
+
+
+def env_of(config: pb.ContainerConfig, image: ImageConfig, *, hostname: str) -> tuple[tuple[str, str], ...]:
+    """The environment, later words winning: defaults, image, pod.
+
+    Raises:
+        InputError: a name that is empty or holds `=` or NUL.
+    """
+    values = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
+    if config.tty:
+        values["TERM"] = "xterm"
+    values.update(entry.partition("=")[::2] for entry in image.env if "=" in entry)
+    for item in config.envs:
+        text = item.value.decode(errors="surrogateescape")
+        if not item.key or "=" in item.key or "\0" in item.key or "\0" in text:
+            raise InputError(f"environment variable {item.key[:80]!r} has no usable name or value")
+        values[item.key] = text
+    return tuple(values.items())
+
+
+def user_of(config: pb.ContainerConfig, image: ImageConfig) -> User:
+    """Who the first process is; resolved later, in the image's own passwd file.
+
+    Raises:
+        InputError: an id outside 0..2147483647.
+    """
+    security = config.linux.security_context
+    uid = security.run_as_user.value if security.HasField("run_as_user") else None
+    gid = security.run_as_group.value if security.HasField("run_as_group") else None
+    for name, value in (("run_as_user", uid), ("run_as_group", gid)):
+        if value is not None and not 0 <= value <= _MAX_ID:
+            raise InputError(f"{name} {value} is not in 0..{_MAX_ID}")
+    return User(
+        name="" if uid is not None else security.run_as_username or image.user,
+        uid=uid,
+        gid=gid,
+        supplementary=tuple(security.supplemental_groups),
+        merge_groups=security.supplemental_groups_policy == pb.Merge,
+    )
+
+
+def resources_of(wanted: pb.LinuxContainerResources) -> Resources:
+    """cgroup limits; CRI's 0 means not given."""
+    return Resources(
+        cpu_shares=wanted.cpu_shares or None,
+        cpu_quota_us=wanted.cpu_quota or None,
+        cpu_period_us=wanted.cpu_period or None,
+        cpuset_cpus=wanted.cpuset_cpus or None,
+        cpuset_mems=wanted.cpuset_mems or None,
+        memory_limit=wanted.memory_limit_in_bytes or None,
+        memory_swap_limit=wanted.memory_swap_limit_in_bytes or None,
+        hugepage_limits={item.page_size: item.limit for item in wanted.hugepage_limits},
+        unified=dict(wanted.unified),
+    )
+
+
+def _target(path: str) -> str:
+    if not path.startswith("/") or "\0" in path:
+        raise InputError(f"mount path {path[:80]!r} must be absolute in the container")
+    return posixpath.normpath(path).replace("//", "/")
+
+
+def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
+    """Bind mounts in order: the pod's small files, anonymous volumes, then the kubelet's by depth.
+
+    A path the kubelet mounts itself is not mounted by us; a parent folder comes before what is inside it.
+
+    Raises:
+        InputError: a relative or empty path.
+    """
+    wanted = [(item, _target(item.container_path)) for item in config.mounts]
+    taken = {target for _, target in wanted}
+    readonly = config.linux.security_context.readonly_rootfs
+    small = ((place.resolv_conf, "/etc/resolv.conf"), (place.hostname_file, "/etc/hostname"))
+    mounts = [Mount(source=source, target=target, readonly=readonly) for source, target in small]
+    mounts += [Mount(source=source, target=target) for source, target in place.volumes]
+    mounts = [item for item in mounts if item.target not in taken]
+    for item, target in wanted:
+        if not item.host_path.startswith("/"):
+            raise InputError(f"mounts: host_path {item.host_path[:80]!r} for {target} must be absolute")
+        mounts.append(
+            Mount(
+                source=Path(item.host_path),
+                target=target,
+                readonly=item.readonly,
+                recursive_readonly=item.recursive_read_only,
+                propagation=_PROPAGATION[item.propagation],
+            )
+        )
+    return tuple(sorted(mounts, key=lambda item: item.target.count("/")))
+
+
+def volume_targets(config: pb.ContainerConfig, image: ImageConfig) -> tuple[str, ...]:
+    """The image's VOLUMEs that get an anonymous volume: those the kubelet mounts nothing at."""
+    taken = {_target(item.container_path) for item in config.mounts}
+    return tuple(path for path in image.volumes if path not in taken)
+
+
+def _capabilities(security: pb.LinuxContainerSecurityContext) -> tuple[str, ...]:
+    if security.privileged:
+        return CAPABILITIES
+    asked = security.capabilities
+    return capabilities(add=asked.add_capabilities, drop=asked.drop_capabilities)
+
+
+def _apparmor(security: pb.LinuxContainerSecurityContext) -> str:
+    if security.apparmor.profile_type == pb.SecurityProfile.Localhost:
+        if not security.apparmor.localhost_ref:
+            raise InputError("apparmor profile Localhost needs localhost_ref")
+        return security.apparmor.localhost_ref
+    return ""
+
+
+def container_spec(
+    config: pb.ContainerConfig,
+    image: ImageConfig,
+    place: Place,
+    *,
+    seccomp: bytes,
+    devices: Sequence[Device],
+) -> ContainerSpec:
+    """The spec of a container.
+
+    Args:
+        config: as the kubelet sent it, checked by `check_config`.
+        image: the image's configuration.
+        place: where its things are.
+        seccomp: compiled filter, or empty for unconfined.
+        devices: device nodes of the host it may use.
+
+    Raises:
+        InputError: a field makes no sense; the message names it.
+    """
+    security = config.linux.security_context
+    options = security.namespace_options
+    privileged = security.privileged
+    ambient = security.capabilities.add_ambient_capabilities
+    return ContainerSpec(
+        id=place.container_id,
+        sandbox_id=place.sandbox_id,
+        argv=argv_of(config, image),
+        env=env_of(config, image, hostname=place.hostname),
+        cwd=config.working_dir or image.working_dir or "/",
+        user=user_of(config, image),
+        lower_dirs=place.lower,
+        upper_dir=place.upper,
+        work_dir=place.work,
+        readonly_rootfs=security.readonly_rootfs,
+        mounts=mounts_of(config, place),
+        devices=tuple(devices),
+        all_devices=privileged,
+        masked_paths=() if privileged else tuple(security.masked_paths),
+        readonly_paths=() if privileged else tuple(security.readonly_paths),
+        writable_sys=privileged,
+        capabilities=_capabilities(security),
+        ambient_capabilities=tuple(ambient),
+        no_new_privileges=security.no_new_privs,
+        seccomp=seccomp,
+        apparmor_profile="" if privileged else _apparmor(security),
+        oom_score_adj=config.linux.resources.oom_score_adj,
+        host_pid=options.pid == pb.NODE,
+        target_container=options.target_id if options.pid == pb.TARGET else "",
+        cgroup_path=place.cgroup,
+        resources=resources_of(config.linux.resources),
+        log_path=place.log,
+        tty=config.tty,
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+    )

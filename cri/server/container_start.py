@@ -1,0 +1,54 @@
+"""StartContainer: the waiting process becomes the container's program."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cri.runtime.errors import StartFailed
+from cri.runtime.spec import ContainerExit
+from cri.server.container_events import apply_exit, tell
+from cri.server.core import Core
+from cri.server.errors import FailedPrecondition
+from cri.state.records import ContainerState
+from cri.state.store import Container
+from proto.cri import runtime_pb2 as pb
+
+START_FAILED_CODE = 128
+
+
+async def start_container(core: Core, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+    """Start a created container.
+
+    Raises:
+        UnknownId: no such container.
+        FailedPrecondition: it has been started before.
+        StartFailed: its program cannot run; it is then exited.
+    """
+    container = core.store.container(request.container_id)
+    await core.joined.run(("start", container.id), lambda: _start(core, container))
+    return pb.StartContainerResponse()
+
+
+async def _start(core: Core, container: Container) -> None:
+    async with container.lock:
+        record = container.record
+        if record.state is not ContainerState.CREATED:
+            raise FailedPrecondition(f"container {record.id} is {record.state.value}, not created")
+        # A short-lived program may end before the start is recorded: its exit waits here, so that facts and
+        # events keep their order.
+        core.early_exits[record.id] = None
+        try:
+            facts = await core.runtime.start_container(record.sandbox_id, record.id)
+        except StartFailed as exc:
+            how = ContainerExit(code=START_FAILED_CODE, finished_at=core.now(), error=str(exc))
+            apply_exit(core, container, core.early_exits.pop(record.id) or how)
+            raise
+        finally:
+            early = core.early_exits.pop(record.id, None)
+        started = facts.started_at or core.now()
+        core.store.put_container(
+            container, msgspec.structs.replace(container.record, started_at=started, pid=facts.pid)
+        )
+        tell(core, pb.CONTAINER_STARTED_EVENT, record.sandbox_id, record.id)
+        if early or facts.exit:
+            apply_exit(core, container, early or facts.exit)

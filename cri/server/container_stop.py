@@ -1,0 +1,54 @@
+"""StopContainer: the stop signal, time to end, then SIGKILL for everything that is left.
+
+"This call is idempotent, and must not return an error if the container has already been stopped" (CRI v1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from contextlib import suppress
+
+from cri.server.core import Core
+from cri.state.records import ContainerState
+from cri.state.store import Container, UnknownId
+from host.errors import NotFound, TimedOut
+from proto.cri import runtime_pb2 as pb
+
+_KILL_SECONDS = 60.0
+
+
+async def stop_container(core: Core, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
+    """Stop a container within `timeout` seconds; a missing or ended one is fine.
+
+    Raises:
+        TimedOut: it survived SIGKILL for a minute (a process stuck in the kernel).
+    """
+    with suppress(UnknownId):
+        await stop(core, core.store.container(request.container_id), timeout=request.timeout)
+    return pb.StopContainerResponse()
+
+
+async def stop(core: Core, container: Container, *, timeout: float) -> None:
+    """Stop a running container; returns when its exit is on disk.
+
+    No lock is held while waiting: a second call with a shorter time must be able to cut the first one short.
+    """
+    record = container.record
+    if record.state is not ContainerState.RUNNING:
+        return
+    if timeout > 0:
+        with suppress(NotFound):
+            await core.runtime.signal_container(record.sandbox_id, record.id, record.stop_signal)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(container.ended.wait(), timeout)
+    if container.ended.is_set():
+        return
+    with suppress(NotFound):
+        await core.runtime.signal_container(record.sandbox_id, record.id, signal.SIGKILL, all=True)
+    try:
+        await asyncio.wait_for(container.ended.wait(), _KILL_SECONDS)
+    except TimeoutError as exc:
+        what = f"container {record.id} does not end: process {record.pid} survives SIGKILL"
+        raise TimedOut(errno.ETIMEDOUT, what) from exc

@@ -1,0 +1,80 @@
+"""What every RPC works with, and the rule that a repeated request joins the one under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cri.config import Settings
+from cri.images.store import ImageStore
+from cri.network import Network
+from cri.runtime.client import Runtime
+from cri.server.events import EventBroker
+from cri.state.store import Store
+from cri.streaming.tokens import Tokens
+from host.cgroups import Cgroups
+from host.clocks import Clock
+
+T = TypeVar("T")
+
+
+class Joined:
+    """Runs one operation a key at a time; a second caller gets the first one's outcome.
+
+    The operation goes on when its caller gives up: a kubelet whose deadline passed asks again with the same
+    words and must find the object, not a second one.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is under way."""
+        self._tasks: dict[Any, asyncio.Task[Any]] = {}
+
+    async def run(self, key: Any, work: Callable[[], Awaitable[T]]) -> T:
+        """The outcome of `work`, or of the call with an equal key that is under way."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.ensure_future(_as_coroutine(work()))
+            self._tasks[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(task)
+
+    def _forget(self, key: Any, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: the caller may have gone
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+
+async def _as_coroutine(work: Awaitable[T]) -> T:
+    return await work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """The parts an RPC may use. Handlers are functions of a core and a request."""
+
+    settings: Settings
+    store: Store
+    runtime: Runtime
+    images: ImageStore
+    network: Network
+    cgroups: Cgroups
+    clock: Clock
+    tokens: Tokens
+    boot_id: str
+    stream_url: str
+    """Base address of streams, for instance http://127.0.0.1:34567."""
+    events: EventBroker = field(default_factory=EventBroker)
+    joined: Joined = field(default_factory=Joined)
+    early_exits: dict[str, Any] = field(default_factory=dict)
+    """Exits of containers whose StartContainer is still under way, by id."""
+
+    def now(self) -> int:
+        """Nanoseconds since 1970, as CRI has times."""
+        return int(self.clock.now() * 1e9)

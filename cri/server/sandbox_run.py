@@ -1,0 +1,131 @@
+"""RunPodSandbox: namespaces, then network.
+
+Each step's intent is on disk before the step: the record comes first, with the path of the namespace and the
+network configuration in force, so that `undo_sandbox` can take everything back after a crash at any point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from cri.network import NetworkError
+from cri.server.container_events import tell
+from cri.server.core import Core
+from cri.server.errors import AlreadyExists, unimplemented
+from cri.server.sandbox_plan import check_metadata, pod_network, sandbox_key, sandbox_spec, small_files
+from cri.state.records import SandboxRecord, SandboxState
+from cri.state.store import Sandbox
+from host.errors import HostError
+from proto.cri import runtime_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_UNDO_SECONDS = 60.0
+_NODE_RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+async def run_pod_sandbox(core: Core, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+    """Make a sandbox and connect it; the same pod and attempt again gives the same sandbox.
+
+    Raises:
+        AlreadyExists: this pod and attempt had a sandbox that has been stopped.
+        NetworkError: CNI failed; nothing is left behind.
+    """
+    config = request.config
+    check_metadata(config)
+    if request.runtime_handler:
+        raise unimplemented(f"runtime handler {request.runtime_handler[:80]!r}")
+    key = sandbox_key(config)
+    sandbox_id = await core.joined.run(("sandbox", key), lambda: _run(core, key, config))
+    return pb.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+
+async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) -> str:
+    for other in core.store.sandboxes.values():
+        if sandbox_key(other.config) != key:
+            continue
+        if other.record.state is SandboxState.READY:
+            return other.id
+        raise AlreadyExists(f"pod {key[0]}/{key[1]} attempt {key[3]} has the stopped sandbox {other.id}: remove it")
+    sandbox_id = secrets.token_hex(32)
+    spec = sandbox_spec(
+        config, sandbox_id=sandbox_id, netns_dir=core.settings.netns_dir, node_name=os.uname().nodename
+    )
+    files = small_files(config, hostname=spec.hostname, node_resolv_conf=_node_resolv_conf())
+    conflist = None if spec.host_network else core.network.conflist()
+    record = SandboxRecord(
+        id=sandbox_id,
+        config=config.SerializeToString(),
+        boot_id=core.boot_id,
+        created_at=core.now(),
+        netns=str(spec.netns_path or ""),
+        network={"config": conflist} if conflist else {},
+    )
+    sandbox = core.store.add_sandbox(record, config)
+    try:
+        for name, content in files.items():
+            write_small(core.store.sandbox_folder(sandbox_id) / name, content)
+        await core.runtime.create_sandbox(spec)
+        if conflist:
+            pod = pod_network(config, sandbox_id=sandbox_id, netns=record.netns)
+            result = await core.network.add(conflist, pod)
+            record = msgspec.structs.replace(record, network={"config": conflist, "result": result})
+        core.store.put_sandbox(sandbox, msgspec.structs.replace(record, ready_at=core.now()))
+    except BaseException as exc:
+        await _give_up(core, sandbox, exc)
+        raise
+    tell(core, pb.CONTAINER_CREATED_EVENT, sandbox_id, sandbox_id)
+    tell(core, pb.CONTAINER_STARTED_EVENT, sandbox_id, sandbox_id)
+    return sandbox_id
+
+
+async def _give_up(core: Core, sandbox: Sandbox, cause: BaseException) -> None:
+    """Undo a failed run. Where that fails too the sandbox stays, stopped, so that the kubelet removes it later."""
+    try:
+        await asyncio.wait_for(undo_sandbox(core, sandbox), _UNDO_SECONDS)
+    except (NetworkError, HostError, TimeoutError) as exc:
+        cause.add_note(f"undoing it failed as well: {exc}")
+        log.error("sandbox %s could not be undone: %s", sandbox.id, exc)
+        now = core.now()
+        core.store.put_sandbox(
+            sandbox, msgspec.structs.replace(sandbox.record, ready_at=sandbox.record.created_at, stopped_at=now)
+        )
+
+
+async def undo_sandbox(core: Core, sandbox: Sandbox) -> None:
+    """Take back whatever of a sandbox exists; works from the record alone and may be repeated."""
+    await disconnect(core, sandbox)
+    await core.runtime.remove_sandbox(sandbox.id)
+    core.store.drop_sandbox(sandbox.id)
+
+
+async def disconnect(core: Core, sandbox: Sandbox) -> None:
+    """CNI DEL with the configuration ADD had, once."""
+    record = sandbox.record
+    if record.network and not record.network_removed:
+        pod = pod_network(sandbox.config, sandbox_id=sandbox.id, netns=record.netns)
+        await core.network.delete(record.network["config"], pod, record.network.get("result") or {})
+        core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, network_removed=True))
+
+
+def write_small(path: Path, content: bytes) -> None:
+    """Write a file that is mounted into containers: world-readable, in a folder only root can enter."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def _node_resolv_conf() -> bytes:
+    try:
+        return _NODE_RESOLV_CONF.read_bytes()[: 1 << 20]
+    except OSError:
+        return b""

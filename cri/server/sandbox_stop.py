@@ -1,0 +1,50 @@
+"""StopPodSandbox: containers, then network, then namespaces.
+
+"This call is idempotent, and must not return an error if all relevant resources have already been reclaimed"
+(CRI v1, StopPodSandbox).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cri.server.container_events import lose_sandbox, tell
+from cri.server.core import Core
+from cri.server.sandbox_run import disconnect
+from cri.state.records import SandboxState
+from cri.state.store import Sandbox, UnknownId
+from proto.cri import runtime_pb2 as pb
+
+
+async def stop_pod_sandbox(core: Core, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+    """Stop a sandbox; a missing or stopped one is fine."""
+    try:
+        sandbox = core.store.sandbox(request.pod_sandbox_id)
+    except UnknownId:
+        return pb.StopPodSandboxResponse()
+    await core.joined.run(("stop", sandbox.id), lambda: stop_sandbox(core, sandbox))
+    return pb.StopPodSandboxResponse()
+
+
+async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
+    """Kill what runs in it, disconnect it, and release its namespaces. May be repeated after a failure."""
+    async with sandbox.lock:
+        was_ready = sandbox.record.state is SandboxState.READY
+        if not was_ready and (sandbox.record.network_removed or not sandbox.record.network):
+            return
+        await disconnect(core, sandbox)
+        await core.runtime.stop_sandbox(sandbox.id)
+        if was_ready:
+            await _note_exits(core, sandbox)
+            core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
+            tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
+
+
+async def _note_exits(core: Core, sandbox: Sandbox) -> None:
+    """Take over the exits the supervisor recorded; a container without one ended with the sandbox."""
+    from cri.server.restart import take_exits
+
+    await take_exits(core, sandbox)
+    lose = [item for item in core.store.containers_of(sandbox.id) if not item.record.finished_at]
+    if lose:
+        lose_sandbox(core, sandbox)

@@ -1,0 +1,90 @@
+"""Memory and swap (Documentation/admin-guide/cgroup-v1/memory.rst, admin-guide/cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+from host.cgroups.files import Read, Write, keyed, number
+from host.cgroups.model import Resources
+
+HIERARCHIES = ("memory",)
+
+
+def plan_v1(resources: Resources, read: Read) -> list[Write]:
+    """The kernel wants limit <= memory+swap limit at every moment: raising starts with the latter."""
+    writes = []
+    limit, swap = resources.memory_limit, resources.memory_swap_limit
+    if limit is not None:
+        writes.append(Write("memory.limit_in_bytes", str(limit or -1)))
+    if swap is not None:
+        writes.append(Write("memory.memsw.limit_in_bytes", str(swap or -1), optional=True))
+    present = number(read("memory.memsw.limit_in_bytes"))
+    lifts = limit is not None and (limit <= 0 or limit > present)
+    return writes[::-1] if present and lifts else writes
+
+
+def plan_v2(resources: Resources, read: Read) -> list[Write]:
+    """memory.swap.max is swap alone, so CRI's sum loses the memory limit."""
+    writes = []
+    limit, swap = resources.memory_limit, resources.memory_swap_limit
+    if limit is not None:
+        writes.append(Write("memory.max", _max(limit)))
+    if swap is not None:
+        alone = -1 if swap <= 0 else max(swap - max(limit or 0, 0), 0)
+        writes.append(Write("memory.swap.max", "max" if alone < 0 else str(alone), optional=True))
+    if resources.memory_min is not None:
+        writes.append(Write("memory.min", str(resources.memory_min)))
+    if resources.memory_high is not None:
+        writes.append(Write("memory.high", _max(resources.memory_high)))
+    if resources.oom_group is not None:
+        writes.append(Write("memory.oom.group", str(int(resources.oom_group)), optional=True))
+    return writes
+
+
+def _max(limit: int) -> str:
+    return str(limit) if limit > 0 else "max"
+
+
+def stats_v1(read: Read) -> dict[str, int]:
+    """Hierarchical figures (`total_*`), as kubelet's cAdvisor reads them."""
+    found = keyed(read("memory.stat"))
+    usage = number(read("memory.usage_in_bytes"))
+    return {
+        "memory_usage": usage,
+        "memory_working_set": max(usage - found.get("total_inactive_file", 0), 0),
+        "memory_rss": found.get("total_rss", 0),
+        "memory_limit": number(read("memory.limit_in_bytes")),
+        "memory_page_faults": found.get("total_pgfault", 0),
+        "memory_major_page_faults": found.get("total_pgmajfault", 0),
+        "swap_usage": found.get("total_swap", 0),
+        "oom_kills": oom_kills_v1(read),
+    }
+
+
+def stats_v2(read: Read) -> dict[str, int]:
+    """memory.stat is hierarchical in v2."""
+    found = keyed(read("memory.stat"))
+    usage = number(read("memory.current"))
+    return {
+        "memory_usage": usage,
+        "memory_working_set": max(usage - found.get("inactive_file", 0), 0),
+        "memory_rss": found.get("anon", 0),
+        "memory_limit": number(read("memory.max")),
+        "memory_page_faults": found.get("pgfault", 0),
+        "memory_major_page_faults": found.get("pgmajfault", 0),
+        "swap_usage": number(read("memory.swap.current")),
+        "oom_kills": oom_kills_v2(read),
+    }
+
+
+OOM_FILE_V1 = "memory.oom_control"
+OOM_FILE_V2 = "memory.events"
+"""Both have an `oom_kill` line that counts processes of this cgroup killed for want of memory."""
+
+
+def oom_kills_v1(read: Read) -> int:
+    """Kernel 4.13 and later."""
+    return keyed(read(OOM_FILE_V1)).get("oom_kill", 0)
+
+
+def oom_kills_v2(read: Read) -> int:
+    """Includes cgroups below."""
+    return keyed(read(OOM_FILE_V2)).get("oom_kill", 0)

@@ -1,0 +1,252 @@
+"""The cgroup trees of this machine: make, limit, fill, read, kill and remove one cgroup in all of them.
+
+Not for finding out which cgroup a process is in, and not for the machine's own cgroups: callers pass paths
+below a parent of their own. Calls block for microseconds to a few milliseconds (the first attach after a
+while waits for an RCU grace period).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from host.cgroups import cpu, cpuset, devices, hugetlb, memory, pids
+from host.cgroups.files import Read, Write, apply, reader
+from host.cgroups.model import CgroupStats, Resources
+from host.errors import Busy, InputError, from_oserror
+
+Mode = Literal["v1", "hybrid", "v2"]
+CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, devices)
+V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
+PROCS = "cgroup.procs"
+_RETRY_S = 0.005
+
+
+class Cgroups:
+    """One interface over every hierarchy mounted below `root`."""
+
+    def __init__(self, root: Path | str = "/sys/fs/cgroup") -> None:
+        """Look at what is mounted; nothing is changed.
+
+        Args:
+            root: cgroup2's mount, or the folder that has a mount per v1 controller.
+        """
+        self.root = Path(root)
+        self.trees: tuple[Path, ...] = ()
+        """The mount of every hierarchy a cgroup exists in; v2 first where there is one."""
+        self._by_controller: dict[str, Path] = {}
+        if (self.root / "cgroup.controllers").exists():
+            self.mode: Mode = "v2"
+            self.trees = (self.root,)
+            return
+        self.mode = "v1"
+        self._find_v1()
+
+    def _find_v1(self) -> None:
+        """A v1 mount's folder is named after its controllers; links such as cpu -> cpu,cpuacct are skipped."""
+        v1, unified = [], []
+        names = sorted(os.listdir(self.root)) if self.root.is_dir() else []
+        for tree in (self.root / name for name in names):
+            if tree.is_symlink() or not (tree / PROCS).exists():
+                continue
+            if (tree / "cgroup.controllers").exists():
+                self.mode = "hybrid"
+                unified.append(tree)
+                continue
+            v1.append(tree)
+            for controller in tree.name.split(","):
+                self._by_controller[controller] = tree
+        self.trees = (*unified, *v1)
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """Names of the controllers that can limit something here."""
+        if self.mode == "v2":
+            return frozenset(reader(self.root)("cgroup.controllers").split())
+        return frozenset(self._by_controller)
+
+    def folders(self, path: str) -> list[Path]:
+        """The cgroup's folder in every hierarchy, existing or not.
+
+        Raises:
+            InputError: the path is the root itself or has a segment that leads elsewhere.
+        """
+        segments = [segment for segment in path.split("/") if segment]
+        if not segments or any(segment in (".", "..") or "\0" in segment for segment in segments):
+            raise InputError(f"cgroup path {path!r} is not usable: name a cgroup below the root")
+        return [tree.joinpath(*segments) for tree in self.trees]
+
+    def exists(self, path: str) -> bool:
+        """Whether the cgroup is there in any hierarchy."""
+        return any(folder.is_dir() for folder in self.folders(path))
+
+    def create(self, path: str, resources: Resources | None = None) -> None:
+        """Make the cgroup and its parents where missing, and set limits on it.
+
+        Raises:
+            HostError: the kernel refused; what was made stays, `remove` takes it away.
+        """
+        for tree, folder in zip(self.trees, self.folders(path), strict=True):
+            self._make(tree, folder)
+        if resources is not None:
+            self.update(path, resources)
+
+    def _make(self, tree: Path, folder: Path) -> None:
+        """From the top down, because v2 enables controllers and v1 fills cpusets level by level."""
+        if tree == self._by_controller.get("cpuset"):
+            for parent, child in _steps(tree, folder):
+                _mkdir(child)
+                writes = cpuset.plan_fill_in(reader(parent), reader(child))
+                apply(child, writes)
+        elif self.mode == "v2":
+            for parent, child in _steps(tree, folder):
+                _enable_controllers(parent)
+                _mkdir(child)
+        else:
+            try:
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+            except OSError as exc:
+                raise from_oserror(exc, f"make cgroup {folder}") from exc
+
+    def update(self, path: str, resources: Resources) -> None:
+        """Set the limits that are not None.
+
+        Raises:
+            HostError: names the file and the value.
+        """
+        if self.mode == "v2":
+            folder = self.folders(path)[0]
+            read = reader(folder)
+            for controller in CONTROLLERS:
+                apply(folder, controller.plan_v2(resources, read))
+            apply(folder, [Write(name, value) for name, value in resources.unified.items()])
+            return
+        for controller in CONTROLLERS:
+            tree = self._by_controller.get(controller.HIERARCHIES[0])
+            if tree is None:
+                continue
+            folder = tree / path.strip("/")
+            apply(folder, controller.plan_v1(resources, reader(folder)))
+
+    def procs_files(self, path: str) -> list[Path]:
+        """The files a process id is written to so that the process moves into the cgroup, one a hierarchy."""
+        return [folder / PROCS for folder in self.folders(path)]
+
+    def attach(self, path: str, pid: int) -> None:
+        """Move a process, with its threads, into the cgroup in every hierarchy."""
+        for folder in self.folders(path):
+            apply(folder, [Write(PROCS, str(pid))])
+
+    def oom_file(self, path: str) -> Path | None:
+        """The file whose `oom_kill` line counts OOM kills; None without a memory controller."""
+        if self.mode == "v2":
+            return self.folders(path)[0] / memory.OOM_FILE_V2
+        tree = self._by_controller.get("memory")
+        return tree / path.strip("/") / memory.OOM_FILE_V1 if tree else None
+
+    def pids(self, path: str) -> list[int]:
+        """Process ids in the cgroup and everything below it; empty where it is missing."""
+        found: set[int] = set()
+        for folder in self.folders(path):
+            for child in _subtree(folder):
+                found.update(int(word) for word in reader(child)(PROCS).split())
+        return sorted(found)
+
+    def stats(self, path: str) -> CgroupStats:
+        """What it has used up; zeros for a missing cgroup or controller."""
+        figures: dict[str, int] = {}
+        read = reader(self.folders(path)[0]) if self.mode == "v2" else self._read_v1(path)
+        for controller in CONTROLLERS:
+            figures.update(controller.stats_v2(read) if self.mode == "v2" else controller.stats_v1(read))
+        return CgroupStats(**figures)
+
+    def _read_v1(self, path: str) -> Read:
+        """A reader that finds a file in the hierarchy its name begins with."""
+
+        def read(name: str) -> str:
+            tree = self._by_controller.get(name.partition(".")[0])
+            return reader(tree / path.strip("/"))(name) if tree else ""
+
+        return read
+
+    def kill(self, path: str) -> None:
+        """SIGKILL every process in the cgroup and below.
+
+        With cgroup2 mounted the kernel does it at once (cgroup.kill, 5.14); without, the list is read again
+        until it holds nobody who has not been signalled, so that a fork in between does not escape.
+        """
+        for tree, folder in zip(self.trees, self.folders(path), strict=True):
+            if (tree / "cgroup.controllers").exists() and (folder / "cgroup.kill").exists():
+                apply(folder, [Write("cgroup.kill", "1")])
+        done: set[int] = set()
+        while fresh := set(self.pids(path)) - done:
+            for pid in fresh:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            done |= fresh
+
+    def remove(self, path: str, *, timeout: float = 2.0) -> None:
+        """Kill what is in it and remove it with everything below, in every hierarchy. Idempotent.
+
+        Blocks: the kernel says EBUSY until the last killed process is gone, and v1 has no event for that.
+
+        Raises:
+            Busy: still occupied after `timeout` seconds (a process in uninterruptible sleep).
+        """
+        deadline = time.monotonic() + timeout
+        while not all(_rmtree(folder) for folder in self.folders(path)):
+            if time.monotonic() >= deadline:
+                raise Busy(errno.EBUSY, f"remove cgroup {path}", f"processes left: {self.pids(path)}")
+            self.kill(path)
+            time.sleep(_RETRY_S)
+
+
+def _steps(tree: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """(parent, child) pairs from the mount down to the folder."""
+    chain = [folder, *folder.parents]
+    chain = chain[: chain.index(tree) + 1][::-1]
+    return list(zip(chain, chain[1:], strict=False))
+
+
+def _mkdir(folder: Path) -> None:
+    try:
+        os.mkdir(folder, 0o755)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        raise from_oserror(exc, f"make cgroup {folder}") from exc
+
+
+def _enable_controllers(folder: Path) -> None:
+    """Hand down every controller we use that this level has and does not yet hand down."""
+    read = reader(folder)
+    missing = set(read("cgroup.controllers").split()) - set(read("cgroup.subtree_control").split())
+    wanted = [f"+{name}" for name in V2_CONTROLLERS if name in missing]
+    if wanted:
+        apply(folder, [Write("cgroup.subtree_control", " ".join(wanted))])
+
+
+def _subtree(folder: Path) -> list[Path]:
+    """The folder and all below it, deepest last; empty where it is missing."""
+    return [Path(where) for where, _, _ in os.walk(folder)]
+
+
+def _rmtree(folder: Path) -> bool:
+    """Remove it and what is below, deepest first; False while a process is in one of them."""
+    for child in reversed(_subtree(folder)):
+        try:
+            os.rmdir(child)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            if exc.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                return False
+            raise from_oserror(exc, f"remove cgroup {child}") from exc
+    return True
