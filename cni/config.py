@@ -248,7 +248,9 @@ def _port_mappings(config: Mapping[str, Any]) -> tuple[PortMapping, ...]:
             if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
                 raise _invalid(f"portMappings.{name}", f"{port!r} is not 1 to 65535")
         if protocol not in _PROTOCOLS:
-            raise _invalid("portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}")
+            raise _invalid(
+                "portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}"
+            )
         found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostIP"))))
     return tuple(found)
 

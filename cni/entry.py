@@ -17,8 +17,8 @@ from cni import errors, firewall, hostports, ipam, result
 from cni.config import Attachment, NetworkConfig
 from cni.errors import CniError
 from cni.wiring import Wiring
-from host import netns as namespaces
 from host.errors import HostError
+from host.netlink import Netlink
 from host.rtnl import IPInterface
 
 PLUGIN_TYPE = configs.PLUGIN_TYPE
@@ -60,30 +60,22 @@ def execute(
         return {"cniVersion": "1.1.0", "supportedVersions": list(configs.SUPPORTED_VERSIONS)}
     try:
         network = configs.parse_config(config)
-        if command == "GC":
-            return _collect(network, configs.valid_attachments(config))
         if command == "STATUS":
-            return _status()
-        attachment = configs.parse_attachment(container_id, ifname)
-        if command == "ADD":
-            return _add(network, attachment, netns, args or {})
-        if command == "DEL":
-            return _delete(network, attachment)
-        if command == "CHECK":
-            return _check(network, attachment, netns)
+            return {}  # the configuration is only there once the node has its range: ADD can be served
+        with Netlink() as netlink:
+            wiring = Wiring(netlink)
+            if command == "GC":
+                return _collect(network, configs.valid_attachments(config), wiring)
+            attachment = configs.parse_attachment(container_id, ifname)
+            if command == "ADD":
+                return _add(network, attachment, netns, args=args or {}, wiring=wiring)
+            if command == "DEL":
+                return _delete(network, attachment, wiring)
+            if command == "CHECK":
+                return _check(network, attachment, netns, wiring=wiring)
     except HostError as exc:
         raise CniError(errors.PLUGIN_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
     raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_COMMAND {command[:20]!r} is not a command")
-
-
-@functools.lru_cache(maxsize=8)
-def _wiring_of(identity: tuple[int, int]) -> Wiring:
-    """One netlink socket per namespace this process acts in (one, but for tests)."""
-    return Wiring()
-
-
-def _wiring() -> Wiring:
-    return _wiring_of(namespaces.identity())
 
 
 def _leases(network: NetworkConfig) -> ipam.Leases:
@@ -91,11 +83,11 @@ def _leases(network: NetworkConfig) -> ipam.Leases:
 
 
 def _add(
-    network: NetworkConfig, attachment: Attachment, netns: str, args: Mapping[str, str]
+    network: NetworkConfig, attachment: Attachment, netns: str, *, args: Mapping[str, str], wiring: Wiring
 ) -> dict[str, Any]:
     if not netns:
         raise CniError(errors.INVALID_ENVIRONMENT, "CNI_NETNS is empty", "ADD needs the pod's namespace")
-    wiring, leases = _wiring(), _leases(network)
+    leases = _leases(network)
     firewall.ensure_once(network, ipam.read_boot_id())
     addresses = _lease(network, attachment, wiring=wiring, leases=leases, note={**args, "netns": netns})
     try:
@@ -147,26 +139,25 @@ def _lease(
     return addresses
 
 
-def _delete(network: NetworkConfig, attachment: Attachment) -> dict[str, Any]:
+def _delete(network: NetworkConfig, attachment: Attachment, wiring: Wiring) -> dict[str, Any]:
     """Ports first and the lease last: an address is free only when nothing on the node uses it any more."""
     hostports.remove(network, attachment)
-    _wiring().detach(attachment)
+    wiring.detach(attachment)
     _leases(network).release(attachment)
     return {}
 
 
-def _check(network: NetworkConfig, attachment: Attachment, netns: str) -> dict[str, Any]:
+def _check(network: NetworkConfig, attachment: Attachment, netns: str, *, wiring: Wiring) -> dict[str, Any]:
     owned = [lease for lease in _leases(network).listed() if lease.owner == attachment]
     problem = "" if owned else "its address is not leased"
-    problem = problem or _wiring().check(network, attachment, pod_netns=netns)
+    problem = problem or wiring.check(network, attachment, pod_netns=netns)
     if problem:
         raise CniError(errors.CHECK_FAILED, f"{attachment.container_id[:12]} is not as ADD left it", problem)
     return {}
 
 
-def _collect(network: NetworkConfig, valid: frozenset[Attachment]) -> dict[str, Any]:
+def _collect(network: NetworkConfig, valid: frozenset[Attachment], wiring: Wiring) -> dict[str, Any]:
     """Remove what belongs to attachments that are not in `valid`; leases equal live pods afterwards."""
-    wiring = _wiring()
     attached = wiring.attached()
     for attachment in attached:
         if attachment not in valid:
@@ -176,9 +167,4 @@ def _collect(network: NetworkConfig, valid: frozenset[Attachment]) -> dict[str, 
     for lease in _leases(network).keep_only(valid, kernel):
         if lease.owner:
             hostports.remove(network, lease.owner)
-    return {}
-
-
-def _status() -> dict[str, Any]:
-    """ADD can be served as soon as a valid configuration is there: its making waits for the pod range."""
     return {}

@@ -2,7 +2,7 @@
 
     nat    POSTROUTING -s <pod range> -j NODELET-POSTRTG     pods of this node only
            NODELET-POSTRTG                                   return for pods and multicast, else on to
-           NODELET-PEERS                                     return for nodes (kept by the overlay), masquerade
+           NODELET-PEERS                                     return for nodes (the overlay's), masquerade
     filter FORWARD -j NODELET-FORWARD                        accept from and to pods where a policy would drop
 
 The rules do not depend on single pods, so an ADD only looks whether they were made before: a marker file
@@ -14,13 +14,16 @@ Not for: services, NetworkPolicy and host ports (cni.hostports).
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cni.config import NetworkConfig
 from host import files, netns
-from host.errors import HostError, InputError, NotFound
+from host.errors import NotFound
 from host.rtnl import IPNetwork
 from host.rules import iptables
 from host.rules.iptables import Family, Jump, TableChange
@@ -59,15 +62,18 @@ def plan_rules(config: NetworkConfig, family: Family) -> tuple[list[TableChange]
     return changes, jumps
 
 
-def plan_peers(peers: list[str]) -> list[str]:
+def plan_peers(peers: Sequence[str]) -> list[str]:
     """The rules of NODELET-PEERS for these node addresses of one family, given with prefix length. Pure."""
     return [*(f"-d {peer} -j RETURN" for peer in sorted(peers)), _MASQUERADE]
 
 
-def ensure_rules(config: NetworkConfig) -> bool:
+def ensure_rules(config: NetworkConfig, peers: Sequence[str] | None = None) -> bool:
     """Make rules and jumps be as planned; True when some were missing.
 
-    NODELET-PEERS is only made if missing, because its content belongs to the overlay.
+    Args:
+        config: the network.
+        peers: node addresses with prefix length that pods reach without masquerading. None leaves
+            NODELET-PEERS alone if it is there: its content belongs to the overlay.
 
     Raises:
         ProcessFailed: iptables refused.
@@ -77,17 +83,19 @@ def ensure_rules(config: NetworkConfig) -> bool:
         changes, jumps = plan_rules(config, family)
         if not changes:
             continue
-        tables = iptables.parse_save(iptables.save("nat", family=family)) if config.masquerade else {}
-        if config.masquerade and PEERS not in tables.get("nat", {}):
-            iptables.restore(iptables.render([TableChange("nat", {PEERS: plan_peers([])})]), family=family)
+        if config.masquerade and (
+            peers is not None or iptables.read_chain("nat", PEERS, family=family) is None
+        ):
+            own = [peer for peer in peers or () if (":" in peer) == (family == 6)]
+            # First, so that the jump to it finds it: tables are changed in the order given.
+            changed = iptables.ensure([TableChange("nat", {PEERS: plan_peers(own)})], family=family)
         changed = iptables.ensure(changes, jumps, family=family) or changed
     return changed
 
 
 def ensure_once(config: NetworkConfig, boot_id: str) -> None:
     """Rules and kernel switches, unless this boot, namespace and configuration had them made before."""
-    plans = [plan_rules(config, family) for family in _FAMILIES]
-    mark = hashlib.sha256(repr((boot_id, netns.identity(), plans)).encode()).hexdigest()
+    mark = _mark(replace(config, port_mappings=()), boot_id, netns.identity())
     marker = config.state_dir / config.name / "firewall"
     with suppress(OSError):
         if marker.read_text() == mark:
@@ -100,6 +108,12 @@ def ensure_once(config: NetworkConfig, boot_id: str) -> None:
         write_switches(config)
         ensure_rules(config)
         files.write_atomic(marker, mark.encode(), sync=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _mark(config: NetworkConfig, boot_id: str, namespace: tuple[int, int]) -> str:
+    plans = [plan_rules(config, family) for family in _FAMILIES]
+    return hashlib.sha256(repr((boot_id, namespace, plans)).encode()).hexdigest()
 
 
 def write_switches(config: NetworkConfig, proc_sys: Path = Path("/proc/sys")) -> list[str]:

@@ -203,8 +203,16 @@ class Leases:
             found = choose(subnet, [lease.address for lease in leases], last and last.address)
         if found is None:
             return None
-        files.write_atomic(self.directory / cursor, str(found).encode(), sync=False)
+        self._write_cursor(cursor, found)
         return Lease(found, owner)
+
+    def _write_cursor(self, name: str, address: IPAddress) -> None:
+        """In place and of fixed length: much faster than a new file, and only a hint if it is lost."""
+        fd = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, f"{address!s:<40}\n".encode())
+        finally:
+            os.close(fd)
 
     def _is_stale(self, lease: Lease, is_live: Callable[[Attachment], bool]) -> bool:
         if lease.owner is not None and is_live(lease.owner):

@@ -43,6 +43,7 @@ def add_result(
         family = {} if version >= "1.0.0" else {"version": str(address.version)}
         ips.append({**family, "address": str(address), "gateway": str(gateway), "interface": 2})
     routes = [
-        {"dst": "0.0.0.0/0" if gateway.version == 4 else "::/0", "gw": str(gateway)} for _, gateway in addresses
+        {"dst": "0.0.0.0/0" if gateway.version == 4 else "::/0", "gw": str(gateway)}
+        for _, gateway in addresses
     ]
     return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": {}}

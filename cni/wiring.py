@@ -20,7 +20,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from cni import errors, ipam
 from cni.config import Attachment, NetworkConfig
@@ -32,7 +31,7 @@ from host.rtnl import IPAddress, IPInterface, Link, Route
 
 _ALIAS = "nodelet"
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
-_IPV6_SYSCTL = Path("/proc/sys/net/ipv6/conf")
+_IPV6_SYSCTL = "/proc/sys/net/ipv6/conf"
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,10 @@ def leases_of(link: Link) -> list[ipam.Lease]:
 
 
 class Wiring:
-    """Works in the network namespace of the thread that made it; may be shared by threads."""
+    """The devices of the namespace that `netlink` belongs to, which is the node's."""
 
-    def __init__(self) -> None:
-        self._netlink = Netlink()
-
-    def close(self) -> None:
-        """Give up the netlink socket."""
-        self._netlink.close()
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
 
     def ensure_bridge(self, config: NetworkConfig) -> Link:
         """The bridge, up, with the gateway address of each range and no other; made if missing.
@@ -120,7 +115,12 @@ class Wiring:
             self._netlink.execute(*requests, ignore=(Exists, NotFound))
 
     def attach(
-        self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str, addresses: Sequence[IPInterface]
+        self,
+        config: NetworkConfig,
+        attachment: Attachment,
+        *,
+        pod_netns: str,
+        addresses: Sequence[IPInterface],
     ) -> Wire:
         """Make the pair and configure the pod's end; undone as a whole when a step fails.
 
@@ -221,10 +221,18 @@ def _configure_pod(ifname: str, addresses: Sequence[IPInterface]) -> None:
         requests = [rtnl.address(link.index, address) for address in addresses]
         for address in addresses:
             gateway = ipam.gateway(address.network).ip
-            requests.append(rtnl.route(Route(_ANYWHERE[address.version], link.index, gateway, rtnl.RTPROT_BOOT)))
+            requests.append(
+                rtnl.route(Route(_ANYWHERE[address.version], link.index, gateway, rtnl.RTPROT_BOOT))
+            )
         inside.execute(*requests)
 
 
 def _write_sysctl(ifname: str, name: str, value: str) -> None:
-    with suppress(FileNotFoundError):  # a kernel without IPv6
-        (_IPV6_SYSCTL / ifname / name).write_text(value)
+    try:
+        fd = os.open(f"{_IPV6_SYSCTL}/{ifname}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a kernel without IPv6
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)

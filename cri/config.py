@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from host.errors import InputError
 
@@ -21,30 +21,28 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_CONFIG_BYTES = 1 << 20
 
 
-def _option(default: Any, words: str) -> Any:
-    return field(default=default, metadata={"help": words})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything an operator can set."""
+    """Everything an operator can set; the words beside each type are its help text."""
 
-    listen: str = _option("unix:///run/nodelet/cri.sock", "address of the CRI socket (unix:///PATH)")
-    root: Path = _option(Path("/var/lib/nodelet/cri"), "images and writable layers; survives a reboot")
-    state: Path = _option(Path("/run/nodelet/cri"), "facts about running pods; best on tmpfs")
-    cgroup_root: Path = _option(Path("/sys/fs/cgroup"), "where the cgroup hierarchies are mounted")
-    cni_conf_dir: Path = _option(Path("/etc/cni/net.d"), "CNI configuration; the first name in order is used")
-    cni_bin_dir: Path = _option(Path("/opt/cni/bin"), "CNI plugins")
-    netns_dir: Path = _option(Path("/run/netns"), "where network namespaces of pods are bound")
-    registry_config_dir: Path = _option(
-        Path("/etc/nodelet/registries.d"), "mirrors, one <host>/hosts.toml a registry"
+    listen: Annotated[str, "address of the CRI socket (unix:///PATH)"] = "unix:///run/nodelet/cri.sock"
+    root: Annotated[Path, "images and writable layers; survives a reboot"] = Path("/var/lib/nodelet/cri")
+    state: Annotated[Path, "facts about running pods; best on tmpfs"] = Path("/run/nodelet/cri")
+    cgroup_root: Annotated[Path, "where the cgroup hierarchies are mounted"] = Path("/sys/fs/cgroup")
+    cni_conf_dir: Annotated[Path, "CNI configuration; the first file by name is used"] = Path(
+        "/etc/cni/net.d"
     )
-    seccomp_root: Path = _option(
-        Path("/var/lib/kubelet/seccomp"), "folder that Localhost seccomp profiles must be in"
+    cni_bin_dir: Annotated[Path, "CNI plugins"] = Path("/opt/cni/bin")
+    netns_dir: Annotated[Path, "where network namespaces of pods are bound"] = Path("/run/netns")
+    registry_config_dir: Annotated[Path, "mirrors, one <host>/hosts.toml a registry"] = Path(
+        "/etc/nodelet/registries.d"
     )
-    stream_address: str = _option("127.0.0.1:0", "HOST:PORT of exec, attach and port-forward streams")
-    pinned_images: tuple[str, ...] = _option((), "image names that garbage collection leaves alone")
-    log_level: str = _option("info", "debug, info, warning or error")
+    seccomp_root: Annotated[Path, "folder that Localhost seccomp profiles must be in"] = Path(
+        "/var/lib/kubelet/seccomp"
+    )
+    stream_address: Annotated[str, "HOST:PORT of exec, attach and port-forward streams"] = "127.0.0.1:0"
+    pinned_images: Annotated[tuple[str, ...], "image names that garbage collection leaves alone"] = ()
+    log_level: Annotated[str, "debug, info, warning or error"] = "info"
 
     @property
     def socket_path(self) -> Path:
@@ -82,13 +80,14 @@ def parse(argv: Sequence[str]) -> Settings:
     )
     parser.add_argument("--version", action="version", version=f"{RUNTIME_NAME} {version('nodelet')}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with these settings")
+    hints = get_type_hints(Settings, include_extras=True)
     for item in fields(Settings):
         parser.add_argument(
             _flag(item.name),
             dest=item.name,
             metavar="VALUE",
             action="append" if isinstance(item.default, tuple) else "store",
-            help=f"{item.metadata['help']} (default: {_shown(item.default)})",
+            help=f"{hints[item.name].__metadata__[0]} (default: {_shown(item.default)})",
         )
     given = vars(parser.parse_args(list(argv)))
     path = given.pop("config")

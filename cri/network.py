@@ -1,8 +1,8 @@
 """The CNI runtime: which network configuration applies, and running its chain of plugins for a pod.
 
 Follows the CNI specification 1.1.0, sections 2 (execution protocol) and 3 (execution of a configuration): ADD
-runs the plugins in order and hands each the result so far, DEL runs them backwards and is repeatable. A plugin
-of the type `nodelet-cni` is called in this process, with the input an executable would get.
+runs the plugins in order and hands each the result so far, DEL runs them backwards and is repeatable. A
+plugin of the type `nodelet-cni` is called in this process, with the input an executable would get.
 
 Not for: making network namespaces (host/netns) and what a plugin does in them (cni/).
 """
@@ -151,7 +151,8 @@ class Network:
         """The configuration in force: the first file by name, read again only when it has changed.
 
         Raises:
-            NetworkError: there is none, or the first one is wrong; the text is the reason of NetworkReady=false.
+            NetworkError: there is none, or the first one is wrong; the text is the reason of
+            NetworkReady=false.
         """
         try:
             names = sorted(name for name in os.listdir(self._conf_dir) if name.endswith(_SUFFIXES))
@@ -188,11 +189,10 @@ class Network:
         return result
 
     async def delete(self, conflist: Mapping[str, Any], pod: PodNetwork, result: Mapping[str, Any]) -> None:
-        """Disconnect a pod. Repeatable, and fine when ADD never finished or the namespace is gone (CNI DEL)."""
+        """Disconnect a pod. Repeatable, and fine when ADD never finished or the namespace is gone (CNI
+        DEL)."""
         for plugin in reversed(conflist["plugins"]):
-            config = plugin_config(
-                conflist, plugin, capabilities=pod.capabilities, previous=result or None
-            )
+            config = plugin_config(conflist, plugin, capabilities=pod.capabilities, previous=result or None)
             await self._call("DEL", config, pod)
 
     async def collect(self, conflist: Mapping[str, Any], valid: Sequence[str]) -> None:

@@ -46,6 +46,8 @@ class Netlink:
                 self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
             else:
                 self._socket = namespaces.open_socket(netns, socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+            # Dumps are filtered by the kernel where the request names a device (since 4.20).
+            self._socket.setsockopt(rtnl.SOL_NETLINK, rtnl.NETLINK_GET_STRICT_CHK, 1)
             self._socket.bind((0, 0))
             self._socket.settimeout(_ANSWER_SECONDS)
         except HostError:
@@ -165,7 +167,7 @@ class Netlink:
 
     def addresses(self, index: int | None = None) -> list[Address]:
         """All addresses, or those of one device."""
-        found = self._dump(rtnl.dump_addresses(), rtnl.parse_address)
+        found = self._dump(rtnl.dump_addresses(index or 0), rtnl.parse_address)
         return [address for address in found if index is None or address.index == index]
 
     def routes(self, *, protocol: int | None = None) -> list[Route]:

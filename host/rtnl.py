@@ -24,6 +24,7 @@ IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 1, 2, 4, 0x10
 NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x300, 0x100, 0x200, 0x400, 0x800
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -47,7 +48,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD, IFA_FLAGS = 1, 2, 0x02, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 254, 2, 3, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST, RTNH_F_ONLINK = 0, 253, 1, 4
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_REACHABLE, NUD_STALE, NUD_PERMANENT, NUD_NOARP = 0x02, 0x04, 0x80, 0x40
 NTF_SELF = 0x02
 
@@ -329,9 +330,9 @@ def dump_links() -> Request:
     return Request(RTM_GETLINK, NLM_F_DUMP, _link(), "list links")
 
 
-def dump_addresses() -> Request:
-    """All addresses of all devices."""
-    return Request(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses")
+def dump_addresses(index: int = 0) -> Request:
+    """All addresses of one device, or of all."""
+    return Request(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, index), "list addresses")
 
 
 def dump_routes(family: int) -> Request:
@@ -340,8 +341,11 @@ def dump_routes(family: int) -> Request:
 
 
 def dump_neighbours(family: int, index: int) -> Request:
-    """All ARP/ND entries of one family, or with AF_BRIDGE the FDB of the device `index`."""
-    body = _link(index=index, family=family) if family == AF_BRIDGE else _NDMSG.pack(family, 0, 0, 0, 0)
+    """The ARP/ND entries of one device, or with AF_BRIDGE its FDB."""
+    if family == AF_BRIDGE:
+        body = _NDMSG.pack(family, index, 0, 0, 0)
+    else:
+        body = _NDMSG.pack(family, 0, 0, 0, 0) + attr(NDA_IFINDEX, _U32.pack(index))
     return Request(RTM_GETNEIGH, NLM_F_DUMP, body, "list neighbours")
 
 
@@ -381,7 +385,11 @@ def parse_route(body: bytes) -> Route | None:
     """A Route from the payload of RTM_NEWROUTE; None for other tables and kinds than unicast in main."""
     family, dst_len, _src, _tos, table, protocol, _scope, kind, flags = _RTMSG.unpack_from(body)
     found = dict(attrs(body, _RTMSG.size))
-    if kind != RTN_UNICAST or _number(found.get(RTA_TABLE)) not in (0, RT_TABLE_MAIN) or table > RT_TABLE_MAIN:
+    if (
+        kind != RTN_UNICAST
+        or _number(found.get(RTA_TABLE)) not in (0, RT_TABLE_MAIN)
+        or table > RT_TABLE_MAIN
+    ):
         return None
     if family not in (socket.AF_INET, socket.AF_INET6) or RTA_OIF not in found:
         return None

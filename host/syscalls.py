@@ -300,5 +300,24 @@ def new_mount(
         os.close(fs)
 
 
+IN_MODIFY = 0x2
+IN_CLOSE_WRITE = 0x8
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+IN_MOVE_SELF = 0x800
+
+
+def inotify_open() -> int:
+    """inotify_init1(2): a descriptor that is readable when something happened (non-blocking)."""
+    return _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+
+
+def inotify_watch(fd: int, path: str | bytes, mask: int) -> int:
+    """inotify_add_watch(2): tell of the IN_* events of a file or folder; answers the watch's number."""
+    what = f"inotify_add_watch {_text(path)}"
+    return _check(_libc.inotify_add_watch(fd, _path(path), mask), what)
+
+
 def _text(path: str | bytes) -> str:
     return path if isinstance(path, str) else path.decode(errors="replace")

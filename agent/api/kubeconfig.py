@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from agent.api import yamldoc
 from host.errors import InputError
 
 _UNSUPPORTED_USER = ("exec", "auth-provider", "username", "password", "as", "as-groups", "as-user-extra")
@@ -56,11 +57,10 @@ def load(path: Path) -> Access:
         InputError: the file cannot be read or lacks something; the message names file, field and fix.
     """
     try:
-        document = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+        raw = path.read_bytes()
     except OSError as exc:
         raise InputError(f"kubeconfig {path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
-    except yaml.YAMLError as exc:
-        raise InputError(f"kubeconfig {path} is not YAML: {str(exc).splitlines()[0]}") from exc
+    document = yamldoc.load(raw, where=f"kubeconfig {path}")
     if not isinstance(document, dict) or document.get("kind") != "Config":
         raise InputError(f"kubeconfig {path} is not a kubeconfig (kind: Config is missing)")
     return parse(document, path)

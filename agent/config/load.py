@@ -14,8 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from agent.api import yamldoc
 from agent.config import kubelet, nodelet
 from agent.config.flags import Options
 from agent.config.kubelet import KubeletConfiguration
@@ -104,10 +103,7 @@ def read_document(path: Path, api_version: str, kind: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
     if len(raw) > MAX_FILE:
         raise InputError(f"{path} is larger than {MAX_FILE} bytes")
-    try:
-        document = yaml.load(raw, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, RecursionError) as exc:
-        raise InputError(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
+    document = yamldoc.load(raw, where=str(path))
     if not isinstance(document, dict):
         raise InputError(f"{path} must be a map with apiVersion {api_version} and kind {kind}")
     found = (document.get("apiVersion"), document.get("kind"))

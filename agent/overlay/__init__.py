@@ -2,7 +2,3 @@
 
 `agent.overlay.component.Overlay` is the component; `cni.vxlan` holds the pure planner.
 """
-
-from agent.overlay.component import Overlay, OverlaySettings
-
-__all__ = ["Overlay", "OverlaySettings"]

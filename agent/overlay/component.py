@@ -1,35 +1,66 @@
-"""The overlay component: Nodes in, kernel state and our own node's annotations out."""
+"""The overlay component: Nodes in; kernel entries, our own Node's annotations and the CNI configuration out.
+
+Level-triggered: an event only wakes the loop, which compares everything that is wanted with everything that
+the kernel lists, at the start too and every few seconds. So a device that somebody deleted is back with the
+same MAC at the next look, and a change missed is a change made later, never one lost.
+
+    Nodes ──> parse_peers ──> vxlan.desired ─┐
+                                             ├─> vxlan.plan ──> Kernel.apply
+    kernel ──────────────> Kernel.entries ───┘
+
+Kernel state stays when the loop ends: pods keep talking while the agent restarts.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agent.api.structs import Node
+from agent.overlay import mac, peers
+from agent.overlay.kernel import Kernel, NetlinkKernel
+from agent.overlay.settings import OverlaySettings
+from cni import config as cni_config
+from cni import firewall, vxlan
+from cni.vxlan import Device, Peer
+from host import files
 from host.clocks import Clock, SystemClock
+from host.errors import HostError, InputError, NotFound
+from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
+
+log = logging.getLogger(__name__)
+
+Annotate = Callable[[Mapping[str, str]], Awaitable[None]]
+"""Writes annotations to our own Node; may raise what the API client raises, and is asked again later."""
 
 
 @dataclass(frozen=True)
-class OverlaySettings:
-    """Settings of the overlay, all with flannel's defaults."""
+class _Ground:
+    """What one round stands on: this node's place in the underlay, and its tunnel device (index 0: none)."""
 
-    backend: Literal["vxlan", "host-gw", "none"] = "vxlan"
-    vni: int = 1
-    port: int = 8472
-    device: str = "flannel.1"
-    mtu: int = 0  # bytes on the VXLAN device; 0: the underlay's minus 50
-    direct_routing: bool = False  # plain routes to peers on our own subnet, VXLAN to the rest
-    recheck_seconds: float = 5.0  # compare with the kernel this often even if no Node changed
-    state_dir: str = "/var/lib/cni/nodelet"  # keeps the VTEP's MAC over a restart
+    underlay: Link
+    address: IPInterface
+    device: int
+    mac: str
+    mtu: int
 
 
 class Overlay:
     """Keeps this node's half of the pod network equal to the Node list.
 
-    `update` only stores the latest Nodes and wakes the loop; the loop compares all that is wanted with all
-    that the kernel lists. `annotate` patches the given annotations onto our own Node (idempotent; may raise,
-    is retried at the next recheck).
+    Args:
+        node_name: of this node.
+        node_ip: its address in the underlay, as text.
+        annotate: writes our annotations.
+        settings: see OverlaySettings.
+        clock: for the pauses between rechecks.
+        kernel: where entries go; made by `run` from its thread's network namespace when None.
+        annotate_failures: exception types of `annotate` that are worth a later try.
     """
 
     def __init__(
@@ -37,30 +68,176 @@ class Overlay:
         *,
         node_name: str,
         node_ip: str,
-        annotate: Callable[[Mapping[str, str]], Awaitable[None]],
+        annotate: Annotate,
         settings: OverlaySettings | None = None,
         clock: Clock | None = None,
+        kernel: Kernel | None = None,
+        annotate_failures: tuple[type[Exception], ...] = (OSError,),
     ) -> None:
-        self.node_name = node_name
-        self.node_ip = node_ip
-        self.annotate = annotate
-        self.settings = settings or OverlaySettings()
-        self.clock = clock or SystemClock()
+        self._name = node_name
+        self._host: IPAddress = ipaddress.ip_address(node_ip)
+        self._annotate = annotate
+        self._settings = settings or OverlaySettings()
+        self._clock = clock or SystemClock()
+        self._kernel = kernel
+        self._failures = (*annotate_failures, HostError, InputError)
+        self._nodes: Mapping[str, Node] | None = None
+        self._wake = asyncio.Event()
+        self._status = "waiting for the list of nodes"
+        self._pod_mtu = 0
+        self._rules_checked = float("-inf")
 
     def update(self, nodes: Mapping[str, Node]) -> None:
-        """Takes the full set of Nodes by name (from the informer's store) and wakes the loop. Cheap."""
-        raise NotImplementedError
+        """Take the full set of Nodes by name (the informer's store) and wake the loop. Cheap."""
+        self._nodes = dict(nodes)
+        self._wake.set()
 
     @property
     def pod_mtu(self) -> int:
-        """MTU in bytes for pod interfaces (for cni.config.render_conflist); raises HostError before it is known."""
-        raise NotImplementedError
+        """MTU of pod interfaces in bytes, 0 before the first round."""
+        return self._pod_mtu
 
     @property
     def status(self) -> str:
-        """'' when all peers are in place, else one line that says what is wrong and what to do."""
-        raise NotImplementedError
+        """'' when all is in place, else one line that says what is wrong and what to do."""
+        return self._status
 
     async def run(self) -> None:
-        """Runs until cancelled. Leaves kernel state in place on cancellation (pods keep talking)."""
-        raise NotImplementedError
+        """Work until cancelled."""
+        if self._settings.backend == "none":
+            self._status = ""
+            await asyncio.Event().wait()
+        made_here = self._kernel is None
+        try:
+            while True:
+                if self._nodes is not None:
+                    self._say(await self._round(self._nodes))
+                await self._wait()
+        finally:
+            if made_here and isinstance(self._kernel, NetlinkKernel):
+                self._kernel.close()
+
+    async def _wait(self) -> None:
+        """Until an update wakes us or the recheck is due."""
+        pause = asyncio.ensure_future(self._clock.sleep(self._settings.recheck_seconds))
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait((pause, woken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            woken.cancel()
+        self._wake.clear()
+
+    def _say(self, problems: list[str]) -> None:
+        status = "; ".join(problems)
+        if status != self._status:
+            log.warning("overlay: %s", status) if status else log.info("overlay: all peers are in place")
+        self._status = status
+
+    async def _round(self, nodes: Mapping[str, Node]) -> list[str]:
+        """One comparison with the kernel, and what kept it from being complete."""
+        node = nodes.get(self._name)
+        try:
+            ranges = peers.pod_ranges(node) if node else ()
+            if node is None or not ranges:
+                return [cni_config.NO_POD_CIDR]
+            due = self._clock.monotonic() - self._rules_checked >= self._settings.rules_recheck_seconds
+            ground, problems = await asyncio.to_thread(self._reconcile, nodes, ranges, due)
+            if due:
+                self._rules_checked = self._clock.monotonic()
+            self._pod_mtu = ground.mtu
+            wanted = peers.own_annotations(self._settings, host=self._host, mac=ground.mac)
+            if any(node.metadata.annotations.get(key) != value for key, value in wanted.items()):
+                await self._annotate(wanted)
+        except self._failures as exc:
+            return [str(exc)]
+        return problems
+
+    def _reconcile(
+        self, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...], check_rules: bool
+    ) -> tuple[_Ground, list[str]]:
+        """The blocking half of a round, on a thread."""
+        if self._kernel is None:
+            self._kernel = NetlinkKernel()
+        kernel = self._kernel
+        ground = self._prepare(kernel, nodes, ranges)
+        found, problems = peers.parse_peers(
+            nodes, own_name=self._name, own=ground.address, settings=self._settings
+        )
+        wanted, conflicts = vxlan.desired(
+            found, device=ground.device, underlay=ground.underlay.index, own=ranges
+        )
+        ops = vxlan.plan(wanted, kernel.entries(ground.device))
+        failures = kernel.apply(ops, device=ground.device)
+        if ops:
+            log.info("overlay: %d of %d entries changed", len(ops) - len(failures), len(ops))
+        self._write_conflist(ranges, ground.mtu)
+        if check_rules:
+            self._ensure_rules(ranges, found)
+        return ground, problems + conflicts + failures
+
+    def _prepare(self, kernel: Kernel, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...]) -> _Ground:
+        """The tunnel device as it shall be (or gone, without tunnels)."""
+        settings = self._settings
+        underlay, address = kernel.underlay(self._host)
+        if settings.backend == "host-gw":
+            kernel.delete_device(settings.device_name)
+            return _Ground(underlay, address, 0, "", settings.mtu or underlay.mtu)
+        ipv4 = [net for net in ranges if net.version == 4]
+        if not ipv4:
+            raise InputError("spec.podCIDRs: the vxlan overlay needs an IPv4 range")
+        there = kernel.find_link(settings.device_name)
+        own_mac = mac.keep(
+            Path(settings.state_dir) / f"{settings.device_name}.mac",
+            device=there.mac if there and there.kind == "vxlan" else "",
+            node=nodes.get(self._name),
+        )
+        wanted = Device(
+            name=settings.device_name,
+            vni=settings.vni,
+            port=settings.port,
+            underlay=underlay.index,
+            local=self._host,
+            mac=own_mac,
+            mtu=settings.mtu or underlay.mtu - vxlan.OVERHEAD,
+            address=ipaddress.ip_interface(ipv4[0].network_address),
+        )
+        link, reason = kernel.ensure_device(wanted)
+        if reason:
+            log.warning("overlay: replaced %s: %s", wanted.name, reason)
+        return _Ground(underlay, address, link.index, own_mac, wanted.mtu)
+
+    def _write_conflist(self, ranges: tuple[IPNetwork, ...], mtu: int) -> None:
+        """The CNI configuration list, written only when it changes: runtimes watch its folder."""
+        settings = self._settings
+        if not settings.conf_dir:
+            return
+        content = cni_config.render_conflist(
+            [str(net) for net in ranges],
+            cluster_cidrs=settings.cluster_cidrs,
+            mtu=mtu,
+            bridge=settings.bridge,
+            state_dir=settings.state_dir,
+            masquerade=settings.masquerade,
+        )
+        target = Path(settings.conf_dir) / cni_config.CONFLIST_NAME
+        with suppress(FileNotFoundError):
+            if target.read_bytes() == content:
+                return
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.write_atomic(target, content, mode=0o644)
+
+    def _ensure_rules(self, ranges: tuple[IPNetwork, ...], found: list[Peer]) -> None:
+        plugin = {
+            "name": "nodelet",
+            "subnets": [str(net) for net in ranges],
+            "clusterCIDRs": list(self._settings.cluster_cidrs),
+            "ipMasq": self._settings.masquerade,
+        }
+        network = replace(cni_config.parse_config(plugin), state_dir=Path(self._settings.state_dir))
+        missing = firewall.write_switches(network)
+        if missing:
+            log.warning("overlay: this kernel has no %s (modprobe br_netfilter)", ", ".join(missing))
+        hosts = [f"{host}/{host.max_prefixlen}" for host in {peer.host for peer in found} | {self._host}]
+        with suppress(NotFound):  # no iptables here: the plugin's ADD says so
+            firewall.ensure_rules(network, hosts)

@@ -89,7 +89,9 @@ def environment(pod: Pod, container: Container, sources: EnvSources) -> dict[str
             own[variable.name] = value
     for name, value in own.items():
         if "\0" in name or "\0" in value:
-            raise EnvError(f"environment variable {name!r} contains a NUL byte, which no process can be given")
+            raise EnvError(
+                f"environment variable {name!r} contains a NUL byte, which no process can be given"
+            )
     return {**links, **own}
 
 

@@ -17,6 +17,7 @@ LABEL_POD_UID = "io.kubernetes.pod.uid"
 LABEL_CONTAINER_NAME = "io.kubernetes.container.name"
 ANNOTATION_HASH = "io.kubernetes.container.hash"
 ANNOTATION_RESTARTS = "io.kubernetes.container.restartCount"
+ANNOTATION_ROOT = "nodelet.io/cgroup-root"
 ANNOTATION_GRACE = "io.kubernetes.pod.terminationGracePeriod"
 ANNOTATION_MESSAGE_PATH = "io.kubernetes.container.terminationMessagePath"
 ANNOTATION_MESSAGE_POLICY = "io.kubernetes.container.terminationMessagePolicy"
@@ -77,6 +78,8 @@ class SandboxFact:
     ips: tuple[str, ...] = ()
     host_network: bool = False
     runtime_handler: str = ""
+    root: str = ""
+    """The cgroup root of the node that made it, from our own annotation; empty for others' sandboxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +110,19 @@ class PodFacts:
         return next((c for c in self.containers if c.id == container_id), None)
 
     @property
+    def root(self) -> str:
+        """The cgroup root of the node it belongs to, empty when nothing says so."""
+        return next((box.root for box in self.sandboxes if box.root), "")
+
+    @property
     def empty(self) -> bool:
         """Whether the runtime holds nothing of the pod."""
         return not self.sandboxes and not self.containers
 
 
-def merge(old: PodFacts, *, sandboxes: Iterable[SandboxFact], containers: Iterable[ContainerFact]) -> PodFacts:
+def merge(
+    old: PodFacts, *, sandboxes: Iterable[SandboxFact], containers: Iterable[ContainerFact]
+) -> PodFacts:
     """Old facts with newer reports laid over them; whatever is not reported stays as it was."""
     boxes = {s.id: s for s in old.sandboxes}
     for box in sandboxes:

@@ -2,34 +2,352 @@
 
 Where a pod goes: API watch or static manifest → store → the pod's own worker → `plan` → runtime calls; and its
 facts come back: runtime events → observer → the same worker → `status` → one PATCH. This module only joins
-those parts.
+those parts: it gives each pod uid a worker, asks admission before the first step, and hands what is left of
+unknown pods to a worker that only cleans up.
 """
 
 from __future__ import annotations
 
-from agent.api.structs import Pod
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from agent.api.structs import ObjectMeta, Pod, Service
+from agent.pods import spec
+from agent.pods.executor import Executor
+from agent.pods.facts import PodFacts, State
+from agent.pods.images import ImagePuller
+from agent.pods.observer import Observer
+from agent.pods.ports import EventPort, Ports, ProbePort, VolumePort
+from agent.pods.runtime import Runtime
+from agent.pods.security import check_sysctls
+from agent.pods.settings import PodSettings
+from agent.pods.status import Verdict
+from agent.pods.status_writer import StatusWriter
+from agent.pods.worker import TERMINAL, PodWorker
+from agent.probes.manager import ProbeFailure, ProbeResult
+from agent.probes.state import Kind
+from agent.resources.admission import NodeFacts, Rejection, admit
+from agent.resources.pod_cgroups import PodCgroups
+from agent.volumes.base import Sources
+from host.clocks import Clock
+
+log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 60.0
 
 
 class PodManager:
     """Runs the pods of one node.
 
     The constructor does nothing; `run` owns every task and returns when cancelled, leaving containers running.
+    Pods come in by `put` and `remove` (from informer callbacks and static manifests, in the event loop);
+    `complete` says that a source has told everything it has, after which leftovers may be cleaned up.
+
+    Args:
+        settings: names, paths and limits.
+        clock: time.
+        runtime: the CRI client, open.
+        volumes, events, sources: see agent.pods.ports.
+        cgroups: pod cgroups, with the node's root.
+        services: the services a pod's environment lists; None until they are known.
+        node: the node as admission sees it, asked for each new pod.
+        writer: writes statuses; its `target` should be `status_target`.
+        probes: made by the caller with `on_probe_result` and `on_probe_failure` as callbacks.
+        await_sources: names of the sources that `complete` will report.
     """
+
+    def __init__(
+        self,
+        *,
+        settings: PodSettings,
+        clock: Clock,
+        runtime: Runtime,
+        volumes: VolumePort,
+        events: EventPort,
+        sources: Sources,
+        cgroups: PodCgroups,
+        services: Callable[[], Sequence[Service] | None],
+        node: Callable[[], NodeFacts],
+        writer: StatusWriter,
+        probes: ProbePort,
+        await_sources: Iterable[str] = ("api",),
+        runtime_name: str = "nodelet-cri",
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._node = node
+        self._writer = writer
+        self._probes = probes
+        self._waiting = set(await_sources)
+        self._workers: dict[str, PodWorker] = {}
+        self._mirrors: dict[str, Pod] = {}
+        self._volumes = volumes
+        self.observer = Observer(
+            runtime=runtime,
+            clock=clock,
+            on_change=self._facts_changed,
+            relist_seconds=settings.relist_seconds,
+        )
+        self._ports = Ports(
+            settings=settings,
+            clock=clock,
+            runtime=runtime,
+            observer=self.observer,
+            images=ImagePuller(runtime=runtime, clock=clock, parallel=settings.max_parallel_pulls),
+            volumes=volumes,
+            probes=probes,
+            events=events,
+            statuses=writer,
+            sources=sources,
+            cgroups=cgroups,
+            services=services,
+            runtime_name=runtime_name,
+        )
+        self._executor = Executor(self._ports)
+        self._held: list[Pod] | None = []
+        """Pods that came before the runtime's first list, without which they could be started twice."""
 
     async def run(self) -> None:
         """Run until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.observer.run(), name="observer")
+                group.create_task(self._begin(), name="pods begin")
+                group.create_task(self._sweep_forever(), name="orphans")
+        finally:
+            await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+            await self._writer.close()
+
+    async def _begin(self) -> None:
+        await self.observer.synced.wait()
+        held, self._held = self._held or [], None
+        for pod in held:
+            self.put(pod)
+        self._sweep()
+
+    # --- sources ------------------------------------------------------------------------------------------
+
+    def put(self, pod: Pod) -> None:
+        """A pod of this node, new or changed."""
+        if spec.is_mirror(pod):
+            self._put_mirror(pod)
+            return
+        if self._held is not None:
+            self._held = [p for p in self._held if p.metadata.uid != pod.metadata.uid] + [pod]
+            return
+        worker = self._workers.get(pod.metadata.uid)
+        if worker is not None:
+            worker.update(pod)
+            return
+        worker = PodWorker(pod, executor=self._executor, on_finished=self._finished)
+        verdict = self._admission(pod)
+        self._workers[pod.metadata.uid] = worker
+        if verdict is not None:
+            self._executor.say(pod, "Warning", verdict.reason, verdict.message)
+            worker.fail(verdict)
+        worker.poke()
+
+    def remove(self, pod: Pod) -> None:
+        """A pod's object or manifest is gone."""
+        uid = pod.metadata.uid
+        if spec.is_mirror(pod):
+            self._mirrors.pop(uid, None)
+            self._writer.forget(uid)
+            return
+        if self._held is not None:
+            self._held = [p for p in self._held if p.metadata.uid != uid]
+            return
+        self._writer.forget(uid)
+        worker = self._workers.get(uid)
+        if worker is not None:
+            worker.update(pod)
+            worker.remove()
+
+    def complete(self, source: str) -> None:
+        """A source has told all its pods for the first time: what nobody knows is left over from before."""
+        self._waiting.discard(source)
+        if self._held is None:
+            self._sweep()
+
+    def _put_mirror(self, mirror: Pod) -> None:
+        self._mirrors[mirror.metadata.uid] = mirror
+        key = mirror.metadata.annotations.get(spec.MIRROR_ANNOTATION, "")
+        for worker in self._workers.values():
+            if worker.pod.metadata.annotations.get(spec.HASH_ANNOTATION) == key:
+                worker.poke()
+
+    def status_target(self, pod: Pod) -> Pod | None:
+        """The API object that shows a pod's status: itself, or the mirror of a static pod."""
+        if not spec.is_static(pod):
+            return pod
+        key = pod.metadata.annotations.get(spec.HASH_ANNOTATION, "")
+        return next(
+            (
+                m
+                for m in self._mirrors.values()
+                if m.metadata.annotations.get(spec.MIRROR_ANNOTATION) == key
+                and m.metadata.name == pod.metadata.name
+                and m.metadata.deletion_timestamp is None
+            ),
+            None,
+        )
+
+    def _admission(self, pod: Pod) -> Verdict | None:
+        """Why the pod is refused; None when it may run, or already did."""
+        facts = self.observer.of(pod.metadata.uid)
+        if pod.metadata.deletion_timestamp or pod.status.phase in TERMINAL or not facts.empty:
+            return None
+        others = [w.pod for w in self._workers.values() if self._active(w)]
+        forbidden = check_sysctls(pod, self._settings)
+        refused = Rejection("SysctlForbidden", forbidden) if forbidden else admit(pod, others, self._node())
+        if refused is None:
+            return None
+        text = f"Pod was rejected: {refused.message}"
+        return Verdict(reason=refused.reason, message=text)
+
+    @staticmethod
+    def _active(worker: PodWorker) -> bool:
+        return (
+            not worker.removed
+            and worker.memory.verdict is None
+            and worker.memory.status.phase not in TERMINAL
+        )
+
+    # --- what comes back ----------------------------------------------------------------------------------
+
+    def _facts_changed(self, uid: str) -> None:
+        worker = self._workers.get(uid)
+        if worker is not None:
+            worker.poke()
+
+    def _finished(self, uid: str) -> None:
+        worker = self._workers.pop(uid, None)
+        if worker is not None:
+            log.info("pod gone pod=%s", spec.full_name(worker.pod))
+
+    def on_probe_result(self, result: ProbeResult) -> None:
+        """Callback for the probe manager: a probe's state changed."""
+        worker = self._workers.get(result.pod_uid)
+        if worker is None:
+            return
+        if result.ok or result.kind is Kind.READINESS:
+            worker.poke()
+            return
+        container = spec.find_container(worker.pod, result.container)
+        probe = None
+        if container is not None:
+            startup = result.kind is Kind.STARTUP
+            probe = container.startup_probe if startup else container.liveness_probe
+        own = probe.termination_grace_period_seconds if probe else None
+        text = f"Container {result.container} failed {result.kind.lower()} probe, will be restarted"
+        worker.condemn(
+            result.container_id, text, float(spec.grace_seconds(worker.pod) if own is None else own)
+        )
+
+    def on_probe_failure(self, failure: ProbeFailure) -> None:
+        """Callback for the probe manager: one measurement failed."""
+        self._executor.say(
+            failure.pod, "Warning", failure.reason, failure.message, container=failure.container
+        )
+
+    # --- leftovers ----------------------------------------------------------------------------------------
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await self._clock.sleep(_SWEEP_SECONDS)
+            if self._held is None:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Give every unknown pod of ours that the runtime or the disk still holds a worker that removes it."""
+        if self._waiting:
+            return
+        for uid in self.observer.uids() - self._workers.keys():
+            facts = self.observer.of(uid)
+            if facts.root and facts.root != self._settings.cgroup_root:
+                continue  # another node's on the same runtime
+            self._clean(_leftover(uid, facts))
+        for folder in _pod_folders(self._settings.root) - self._workers.keys():
+            self._clean(_leftover(folder, PodFacts(uid=folder)))
+
+    def _clean(self, pod: Pod) -> None:
+        log.info("cleaning up a pod nobody wants pod=%s", spec.full_name(pod))
+        worker = PodWorker(pod, executor=self._executor, on_finished=self._finished)
+        self._workers[pod.metadata.uid] = worker
+        worker.remove()
+
+    # --- questions ----------------------------------------------------------------------------------------
 
     def pods(self) -> list[Pod]:
         """Every pod of this node with the status computed here (which the API may not have yet)."""
+        return [_with_status(w) for w in self._workers.values() if w.pod.spec.containers]
 
     def find(self, namespace: str, name: str, uid: str | None = None) -> Pod | None:
         """The pod of that name (and uid, when given), with its computed status, or None."""
+        worker = self._find(namespace, name, uid)
+        return _with_status(worker) if worker is not None else None
 
-    def container_id(self, namespace: str, name: str, container: str, *, previous: bool = False) -> str | None:
+    def container_id(
+        self, namespace: str, name: str, container: str, *, previous: bool = False, uid: str | None = None
+    ) -> str | None:
         """Runtime id (without scheme) of a pod's container, of the one before it when `previous`."""
+        facts = self._facts_of(namespace, name, uid)
+        fact = facts.previous(container) if previous else facts.latest(container)
+        return fact.id if fact is not None and fact.state is not State.CREATED else None
 
-    def sandbox_id(self, namespace: str, name: str) -> str | None:
+    def sandbox_id(self, namespace: str, name: str, *, uid: str | None = None) -> str | None:
         """Runtime id of the pod's ready sandbox (for port-forward)."""
+        box = self._facts_of(namespace, name, uid).sandbox
+        return box.id if box is not None and box.ready else None
 
-    def log_path(self, namespace: str, name: str, container: str, *, previous: bool = False) -> str | None:
-        """Absolute path of a container's current log file."""
+    def log_path(
+        self, namespace: str, name: str, container: str, *, previous: bool = False, uid: str | None = None
+    ) -> str | None:
+        """Absolute path of a container's log file, of the one before it when `previous`."""
+        facts = self._facts_of(namespace, name, uid)
+        fact = facts.previous(container) if previous else facts.latest(container)
+        return fact.log_path or None if fact is not None else None
+
+    def evict(self, uid: str, reason: str, message: str) -> None:
+        """End a pod for the node's sake; its object stays, in phase Failed."""
+        worker = self._workers.get(uid)
+        if worker is not None:
+            self._executor.say(worker.pod, "Warning", reason, message)
+            worker.fail(Verdict(reason=reason, message=message, disruption=True))
+
+    def _find(self, namespace: str, name: str, uid: str | None) -> PodWorker | None:
+        named = [
+            w
+            for w in self._workers.values()
+            if (w.pod.metadata.namespace, w.pod.metadata.name) == (namespace, name)
+            and uid in (None, "", w.uid, *self._mirror_uids(w.pod))
+        ]
+        # A pod and its successor of the same name may both be here while the first one ends.
+        return next((w for w in named if not w.removed), named[0] if named else None)
+
+    def _mirror_uids(self, pod: Pod) -> tuple[str, ...]:
+        mirror = self.status_target(pod) if spec.is_static(pod) else None
+        return (mirror.metadata.uid,) if mirror is not None else ()
+
+    def _facts_of(self, namespace: str, name: str, uid: str | None) -> PodFacts:
+        worker = self._find(namespace, name, uid)
+        return self.observer.of(worker.uid) if worker is not None else PodFacts(uid="")
+
+
+def _with_status(worker: PodWorker) -> Pod:
+    return msgspec.structs.replace(worker.pod, status=worker.memory.status)
+
+
+def _leftover(uid: str, facts: PodFacts) -> Pod:
+    """What is known of a pod whose object is gone; enough to stop and remove it."""
+    return Pod(metadata=ObjectMeta(uid=uid, name=facts.name, namespace=facts.namespace))
+
+
+def _pod_folders(root: Path) -> set[str]:
+    try:
+        return {path.name for path in (root / "pods").iterdir() if path.is_dir()}
+    except FileNotFoundError:
+        return set()

@@ -129,7 +129,11 @@ def pod_dns(pod: Pod, *, host: Dns, cluster_servers: Sequence[str], cluster_doma
     else:
         zones: list[str] = []
         if cluster_domain:
-            zones = [f"{pod.metadata.namespace}.svc.{cluster_domain}", f"svc.{cluster_domain}", cluster_domain]
+            zones = [
+                f"{pod.metadata.namespace}.svc.{cluster_domain}",
+                f"svc.{cluster_domain}",
+                cluster_domain,
+            ]
         base = Dns(tuple(cluster_servers), _unique((*zones, *host.searches)), ("ndots:5",))
     return _limited(_with_config(pod, base))
 

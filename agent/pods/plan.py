@@ -182,7 +182,9 @@ def _failure_hold(seen: Observed, name: str, failure: "Failure") -> Hold:  # noq
     fresh = failure.failed + FRESH
     if failure.later and seen.now >= fresh:
         return Hold(name, failure.later, failure.message, failure.retry)
-    return Hold(name, failure.reason, failure.message, min(fresh, failure.retry) if failure.later else failure.retry)
+    return Hold(
+        name, failure.reason, failure.message, min(fresh, failure.retry) if failure.later else failure.retry
+    )
 
 
 def _pull_ahead(pod: Pod, seen: Observed, current: Container) -> list[Action]:
@@ -194,7 +196,11 @@ def _pull_ahead(pod: Pod, seen: Observed, current: Container) -> list[Action]:
     for container in pod.spec.containers[names.index(current.name) + 1 :]:
         missing = seen.facts.latest(container.name) is None and container.name not in seen.images
         if missing:
-            actions += [a for a in _retrying(seen, PullImage(container.name, container.image)) if not isinstance(a, Wait)]
+            actions += [
+                a
+                for a in _retrying(seen, PullImage(container.name, container.image))
+                if not isinstance(a, Wait)
+            ]
     return actions
 
 

@@ -130,7 +130,9 @@ class Runtime:
     async def update_pod_cidr(self, pod_cidr: str) -> None:
         """Tell the runtime the node's pod range (only runtimes that render CNI configuration care)."""
         config = pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr=pod_cidr))
-        await self._call("UpdateRuntimeConfig", pb.UpdateRuntimeConfigRequest(runtime_config=config), timeout=10)
+        await self._call(
+            "UpdateRuntimeConfig", pb.UpdateRuntimeConfigRequest(runtime_config=config), timeout=10
+        )
 
     # --- sandboxes ----------------------------------------------------------------------------------------
 
@@ -188,7 +190,9 @@ class Runtime:
 
     async def reopen_log(self, container_id: str) -> None:
         """Make the runtime open a new log file after the old one was renamed."""
-        await self._call("ReopenContainerLog", pb.ReopenContainerLogRequest(container_id=container_id), timeout=30)
+        await self._call(
+            "ReopenContainerLog", pb.ReopenContainerLogRequest(container_id=container_id), timeout=30
+        )
 
     # --- streams ------------------------------------------------------------------------------------------
 
@@ -335,6 +339,7 @@ def sandbox_fact(status: pb.PodSandboxStatus) -> facts.SandboxFact:
         ips=tuple(ip for ip in ips if ip),
         host_network=status.linux.namespaces.options.network == pb.NODE,
         runtime_handler=status.runtime_handler,
+        root=status.annotations.get(facts.ANNOTATION_ROOT, ""),
     )
 
 

@@ -12,7 +12,14 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-from agent.api.structs import Container, Pod, PodSecurityContext, SecurityContext, SecurityProfile, SELinuxOptions
+from agent.api.structs import (
+    Container,
+    Pod,
+    PodSecurityContext,
+    SecurityContext,
+    SecurityProfile,
+    SELinuxOptions,
+)
 from agent.pods import spec
 from agent.pods.runtime import ImageFact
 from agent.pods.settings import PodSettings
@@ -59,7 +66,9 @@ def sandbox_security(pod: Pod) -> pb.LinuxSandboxSecurityContext:
     asked = pod.spec.security_context
     out = pb.LinuxSandboxSecurityContext(
         namespace_options=namespaces(pod),
-        privileged=any(c.security_context and c.security_context.privileged for c in spec.every_container(pod)),
+        privileged=any(
+            c.security_context and c.security_context.privileged for c in spec.every_container(pod)
+        ),
         seccomp=pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
         supplemental_groups=_groups(asked),
         supplemental_groups_policy=_groups_policy(asked),
@@ -135,7 +144,9 @@ def check_sysctls(pod: Pod, settings: PodSettings) -> str:
     """Why the pod's sysctls are forbidden, empty when they are not."""
     for sysctl in pod.spec.security_context.sysctls:
         name = sysctl.name.replace("/", ".")
-        allowed = any(fnmatch.fnmatchcase(name, pattern) for pattern in (*SAFE_SYSCTLS, *settings.unsafe_sysctls))
+        allowed = any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in (*SAFE_SYSCTLS, *settings.unsafe_sysctls)
+        )
         if not allowed:
             return f'forbidden sysctl: "{sysctl.name}" not allowlisted'
         if pod.spec.host_network and name.startswith("net."):
@@ -190,7 +201,9 @@ def _selinux(asked: SELinuxOptions | None) -> pb.SELinuxOption | None:
 
 def _seccomp(asked: SecurityProfile | None, settings: PodSettings) -> pb.SecurityProfile:
     if asked is None:
-        kind = pb.SecurityProfile.RuntimeDefault if settings.seccomp_default else pb.SecurityProfile.Unconfined
+        kind = (
+            pb.SecurityProfile.RuntimeDefault if settings.seccomp_default else pb.SecurityProfile.Unconfined
+        )
         return pb.SecurityProfile(profile_type=kind)
     if asked.type == "Localhost":
         name = asked.localhost_profile or ""

@@ -108,7 +108,8 @@ def _addresses(pod: Pod, given: StatusInput) -> tuple[str, ...]:
 def _unready(statuses: tuple[ContainerStatus, ...]) -> tuple[ContainerStatus, ...]:
     """Statuses of a pod in a terminal phase: whatever still runs is no longer ready; init results stay."""
     return tuple(
-        msgspec.structs.replace(s, ready=False) if s.ready and s.state.terminated is None else s for s in statuses
+        msgspec.structs.replace(s, ready=False) if s.ready and s.state.terminated is None else s
+        for s in statuses
     )
 
 

@@ -43,7 +43,7 @@ def sandbox_config(
         dns_config=pb.DNSConfig(servers=dns.servers, searches=dns.searches, options=dns.options),
         port_mappings=_port_mappings(pod),
         labels={**meta.labels, **_pod_labels(pod)},
-        annotations=meta.annotations,
+        annotations={**meta.annotations, facts.ANNOTATION_ROOT: settings.cgroup_root},
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=cgroup_parent,
             security_context=sandbox_security(pod),
@@ -140,7 +140,10 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
     }
     if container.ports:
         notes["io.kubernetes.container.ports"] = json.dumps(
-            [{"name": p.name, "containerPort": p.container_port, "protocol": p.protocol} for p in container.ports]
+            [
+                {"name": p.name, "containerPort": p.container_port, "protocol": p.protocol}
+                for p in container.ports
+            ]
         )
     return notes
 
@@ -155,9 +158,7 @@ def _mount(mount: Mount) -> pb.Mount:
     )
 
 
-def container_resources(
-    pod: Pod, container: Container, settings: PodSettings
-) -> pb.LinuxContainerResources:
+def container_resources(pod: Pod, container: Container, settings: PodSettings) -> pb.LinuxContainerResources:
     """CPU shares and quota, memory limit, huge pages and OOM score of one container."""
     limits = qos.parse_all(container.resources.limits)
     requests = qos.requests_of(container.resources)

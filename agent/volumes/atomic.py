@@ -65,7 +65,7 @@ def check_path(path: str) -> str:
     if not parts or pure.is_absolute() or ".." in path.split("/") or "\0" in path:
         raise Unready(f"invalid path {path[:64]!r}: use a relative path without '..'")
     if parts[0].startswith("..") or len(path) > _MAX_PATH:
-        raise Unready(f"invalid path {path[:64]!r}: it must not start with '..' nor be over {_MAX_PATH} bytes")
+        raise Unready(f"invalid path {path[:64]!r}: it starts with '..' or is over {_MAX_PATH} bytes")
     return str(pure)
 
 
@@ -131,9 +131,8 @@ def _same(root: int, old: str, files: Mapping[str, File], group: int | None) -> 
         return False
     try:
         present = 0
-        for _, _, names, folder in os.fwalk(".", dir_fd=base, follow_symlinks=False):
+        for _, _, names, _ in os.fwalk(".", dir_fd=base):
             present += len(names)
-            os.fstat(folder)
         if present != len(files):
             return False
         return all(_same_file(base, path, file, group) for path, file in files.items()) and all(
@@ -154,7 +153,7 @@ def _same_file(base: int, path: str, file: File, group: int | None) -> bool:
         return (
             facts.st_size == len(file.data)
             and facts.st_mode & 0o7777 == _bits(file, group)
-            and facts.st_uid == (file.uid or 0)
+            and (file.uid is None or facts.st_uid == file.uid)
             and (group is None or facts.st_gid == group)
             and opened.read() == file.data
         )

@@ -1,8 +1,8 @@
 """What every volume plugin shares: its arguments, its result and its errors.
 
-A plugin is one file with one `async def set_up(context, volume) -> PreparedVolume` that may be repeated. Volumes
-live where kubelet keeps them, `<root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, so that backup tools,
-drivers and people find them.
+A plugin is one file with one `async def set_up(context, volume) -> PreparedVolume` that may be repeated.
+Volumes live where kubelet keeps them, `<root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, so that
+backup tools, drivers and people find them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class VolumeError(Exception):
 
 
 class Unready(Exception):
-    """A plugin's own word for "cannot be set up": the manager adds volume and phase and makes a VolumeError."""
+    """A plugin's word for "cannot be set up"; the manager adds volume and phase and makes a VolumeError."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Kernel reference: proc_pid_mountinfo(5), tmpfs(5), mount(2).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from host import syscalls
-from host.errors import HostError, NotFound, Unsupported
+from host.errors import HostError, NotFound
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -54,7 +55,7 @@ class HostMounter:
             # Secrets must not reach a disk: noswap exists since Linux 6.4 and is refused without CONFIG_SWAP.
             syscalls.mount("tmpfs", str(path), "tmpfs", flags, options + ",noswap")
         except HostError as exc:
-            if not isinstance(exc, Unsupported) and exc.errno != 22:
+            if exc.errno != errno.EINVAL:
                 raise
             syscalls.mount("tmpfs", str(path), "tmpfs", flags, options)
 
@@ -98,7 +99,7 @@ def unmount_below(mounter: Mounter, path: Path) -> None:
         except NotFound:
             continue
         except HostError as exc:
-            if exc.errno != 22:  # EINVAL: not a mount point any more
+            if exc.errno != errno.EINVAL:  # not a mount point any more
                 refused = exc
     if refused is not None:
         raise refused

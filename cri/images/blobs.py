@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,6 +100,8 @@ class BlobWriter:
         self._temp = temp
         self._fd = -1
         self._hash = hashlib.sha256()
+        # A cancelled caller leaves its context while a write of its may still run in a thread.
+        self._lock = threading.Lock()
         self.count = 0
 
     def __enter__(self) -> "BlobWriter":
@@ -109,29 +112,33 @@ class BlobWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        with self._lock:
+            os.close(self._fd)
+            self._fd = -1
         with suppress(FileNotFoundError):
             self._temp.unlink()
 
     def write(self, data: bytes | bytearray) -> None:
         """Append; CorruptContent as soon as there is more than there should be, StoreFull."""
-        self.count += len(data)
-        if self.count > self._size:
-            raise CorruptContent(f"blob {self._digest} is longer than the {self._size} bytes announced")
-        self._hash.update(data)
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError as exc:
-            raise disk_error(exc, f"blob {self._digest}") from exc
+        with self._lock:
+            self.count += len(data)
+            if self.count > self._size:
+                raise CorruptContent(f"blob {self._digest} is longer than the {self._size} bytes announced")
+            self._hash.update(data)
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(self._fd, view) :]
+            except OSError as exc:
+                raise disk_error(exc, f"blob {self._digest}") from exc
 
     def restart(self) -> None:
         """Forget everything written so far: the sender begins again."""
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self._hash = hashlib.sha256()
-        self.count = 0
+        with self._lock:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self._hash = hashlib.sha256()
+            self.count = 0
 
     def commit(self) -> None:
         """Verify size and digest and put the blob in place; CorruptContent when either is wrong."""

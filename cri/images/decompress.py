@@ -6,13 +6,17 @@ the first bytes, as containerd does, not by the media type.
 """
 
 import hashlib
+import io
 import queue
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cri.images.errors import CorruptContent
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _CHUNK = 1 << 20
 _DEPTH = 8
@@ -87,7 +91,9 @@ def _unzstd(head: bytes, file: Hashed) -> Iterator[bytes]:
     import zstandard  # here: only layers that need it pay for the import
 
     engine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
-    reader = engine.stream_reader(_Joined(head, file), read_size=_CHUNK, read_across_frames=True)
+    reader = engine.stream_reader(
+        io.BufferedReader(_Joined(head, file), _CHUNK), read_size=_CHUNK, read_across_frames=True
+    )
 
     def frames() -> Iterator[bytes]:
         try:
@@ -99,18 +105,22 @@ def _unzstd(head: bytes, file: Hashed) -> Iterator[bytes]:
     return frames()
 
 
-class _Joined:
+class _Joined(io.RawIOBase):
     """A first piece that was read already, and the file it came from."""
 
     def __init__(self, head: bytes, file: Hashed) -> None:
         self._head = head
         self._file = file
 
-    def read(self, count: int = -1) -> bytes:
-        if self._head:
-            head, self._head = self._head, b""
-            return head
-        return self._file.read(_CHUNK if count < 0 else count)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        data = self._head[: len(view)] or self._file.read(len(view))
+        self._head = self._head[len(view) :]
+        view[: len(data)] = data
+        return len(data)
 
 
 class LayerSource:

@@ -90,9 +90,7 @@ def parse_hosts(text: str, *, domain: str, default: Endpoint, base: Path, what: 
     found = [_endpoint(url, table, domain=domain, base=base, what=what) for url, table in hosts.items()]
     server = document.pop("server", "")
     if server or document:
-        found.append(
-            _endpoint(server or default.origin, document, domain=domain, base=base, what=what)
-        )
+        found.append(_endpoint(server or default.origin, document, domain=domain, base=base, what=what))
     else:
         found.append(default)
     return tuple(found)

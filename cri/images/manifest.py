@@ -77,6 +77,15 @@ class Index:
     manifests: tuple[Descriptor, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FetchedManifest:
+    """A manifest or index as a registry sent it."""
+
+    data: bytes
+    media_type: str
+    digest: str
+
+
 def this_platform(machine: str | None = None) -> Platform:
     """The platform of this machine, or of a `uname -m` value."""
     names = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}

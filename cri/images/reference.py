@@ -63,7 +63,7 @@ class Reference:
 def parse(text: str) -> Reference:
     """Parse an image reference and fill in the defaults; InputError when it is malformed."""
     if not isinstance(text, str) or not text or len(text) > _MAX_REFERENCE:
-        raise InputError(f"image reference {_shown(text)} is empty or longer than {_MAX_REFERENCE} characters")
+        raise InputError(f"image reference {_shown(text)} is empty or over {_MAX_REFERENCE} characters")
     rest, at, digest = text.partition("@")
     if at:
         parse_digest(digest, f"image reference {_shown(text)}: digest")
@@ -75,7 +75,7 @@ def parse(text: str) -> Reference:
     if not _DOMAIN.match(domain):
         raise InputError(f"image reference {_shown(text)}: registry {_shown(domain)} is not a host name")
     if not _PATH.match(path):
-        raise InputError(f"image reference {_shown(text)}: repository {_shown(path)} must be lower-case words")
+        raise InputError(f"image reference {_shown(text)}: repository {_shown(path)} is not lower-case words")
     if len(domain) + 1 + len(path) > _MAX_NAME:
         raise InputError(f"image reference {_shown(text)}: name is longer than {_MAX_NAME} characters")
     if digest:

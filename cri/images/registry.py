@@ -13,7 +13,6 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
@@ -30,6 +29,7 @@ from cri.images.errors import (
     RegistryUnavailable,
 )
 from cri.images.hosts import Endpoint
+from cri.images.manifest import Descriptor, FetchedManifest
 from cri.images.model import Credentials
 from cri.images.reference import Reference, is_digest
 
@@ -42,15 +42,6 @@ _MAX_TOKEN_BODY = 256 << 10
 _BATCH = 1 << 20
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _CONNECT_TIMEOUT = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchedManifest:
-    """A manifest or index as the registry sent it."""
-
-    data: bytes
-    media_type: str
-    digest: str
 
 
 def new_session(progress_timeout: float) -> aiohttp.ClientSession:
@@ -94,9 +85,7 @@ class Fetcher:
         needed = "resolve" if by_tag else "pull"
         return await self._first(needed, lambda server: self._manifest_from(server, selector))
 
-    async def blob(
-        self, descriptor: manifest.Descriptor, writer: BlobWriter, on_bytes: Callable[[int], None]
-    ) -> None:
+    async def blob(self, descriptor: Descriptor, writer: BlobWriter, on_bytes: Callable[[int], None]) -> None:
         """Fetch a blob into `writer` and commit it; `on_bytes` gets the length of each piece.
 
         A connection that breaks is resumed where it broke, as long as it had made progress.
@@ -109,7 +98,7 @@ class Fetcher:
         await self._first("pull", fetch)
 
     async def _first(self, needed: str, attempt: Callable[[Endpoint], Awaitable[T]]) -> T:
-        """The answer of the first server that has one; the last server's failure, with the mirrors' before it."""
+        """The first server's answer; when all fail, the last failure with those before it."""
         failures: list[PullError] = []
         for server in self._endpoints:
             if needed not in server.capabilities:
@@ -139,7 +128,7 @@ class Fetcher:
     async def _blob_from(
         self,
         server: Endpoint,
-        descriptor: manifest.Descriptor,
+        descriptor: Descriptor,
         writer: BlobWriter,
         on_bytes: Callable[[int], None],
     ) -> None:
@@ -157,7 +146,7 @@ class Fetcher:
     async def _blob_rest(
         self,
         server: Endpoint,
-        descriptor: manifest.Descriptor,
+        descriptor: Descriptor,
         writer: BlobWriter,
         on_bytes: Callable[[int], None],
     ) -> None:
@@ -297,7 +286,7 @@ class Fetcher:
         raise RegistryUnavailable(_joined(f"{where}: {host} answered {response.status}", reason))
 
 
-class _client_errors:  # noqa: N801 - reads as the context manager it is
+class _client_errors:
     """Turns aiohttp's errors into ours, with text that cannot hold an address."""
 
     def __init__(self, what: str, host: str) -> None:

@@ -9,8 +9,22 @@ Everything comes into being under a temporary name and is renamed when it is who
 a crash or a full disk at any point leaves complete images and rubbish in `tmp/`, never half an image.
 """
 
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from cri.images import hosts, reference
+from cri.images.blobs import BlobStore, disk_error
+from cri.images.errors import ImageMissing
+from cri.images.index import ImageIndex, ImageRecord
+from cri.images.layers import LayerStore
+from cri.images.manifest import MAX_CONFIG_BYTES, Platform, this_platform
 from cri.images.model import (
     Credentials,
     Image,
@@ -19,8 +33,17 @@ from cri.images.model import (
     PullProgress,
     StoreUsage,
 )
+from cri.images.pulling import Pull, Pulled, Workshop
+from host.files import locked
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["Credentials", "Image", "ImageConfig", "ImageStore", "Progress", "PullProgress", "StoreUsage"]
+
+_LOG = logging.getLogger(__name__)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SYNC_DELAY = 2.0
 
 
 class ImageStore:
@@ -39,6 +62,8 @@ class ImageStore:
         keep_layer_blobs: bool = True,
         progress_timeout: float = 300.0,
         pinned: tuple[str, ...] = (),
+        platform: Platform | None = None,
+        sync: Callable[[], None] = os.sync,
     ) -> None:
         """Describe a store.
 
@@ -50,39 +75,141 @@ class ImageStore:
             keep_layer_blobs: keep compressed layers after unpacking (needed for export).
             progress_timeout: seconds without a received byte after which a download is given up.
             pinned: references whose images are reported as pinned.
+            platform: what images must be for; None for this machine's.
+            sync: makes the store's files durable; called a while after a pull, in a thread.
         """
+        self._root = root
+        self._registry_config_dir = registry_config_dir
+        self._progress_timeout = progress_timeout
+        self._pinned = frozenset(str(reference.parse(ref)) for ref in pinned)
+        self._sync = sync
+        blobs = BlobStore(root)
+        self._shop = Workshop(
+            root=root,
+            blobs=blobs,
+            layers=LayerStore(root),
+            platform=platform or this_platform(),
+            downloads=max_concurrent_downloads,
+            keep_layer_blobs=keep_layer_blobs,
+        )
+        self._index = ImageIndex(root, blobs)
+        self._holds: dict[str, set[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exit = ExitStack()
+        self._session: aiohttp.ClientSession | None = None
+        self._syncing = False
+        self._boot = ""
 
     async def open(self) -> None:
         """Load the index, drop half-done work, take the store's lock (host.errors.Busy when taken)."""
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise disk_error(exc, f"image store {self._root}") from exc
+        self._exit.enter_context(locked(self._root / "lock"))
+        self._boot = await asyncio.to_thread(_boot_id)
+        for complaint in await asyncio.to_thread(self._load):
+            _LOG.warning("%s", complaint)
+        await self._shop.layers.sweep(everything=True)
+        for record in self._index.records():
+            if any(chain_id not in self._shop.layers for chain_id in record.chain):
+                _LOG.warning("image %s lost a layer and is dropped: pull it again", record.id)
+                self._index.delete(record.id)
+        if any(record.boot for record in self._index.records()):
+            self._background(self._sync_soon())
+
+    def _load(self) -> tuple[str, ...]:
+        self._shop.blobs.load()
+        self._shop.layers.load()
+        return self._index.load(self._boot)
 
     async def close(self) -> None:
         """Cancel pulls under way and release the lock."""
+        await self._shop.joint.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._session is not None:
+            await self._session.close()
+        self._exit.close()
 
-    async def pull(self, ref: str, auth: Credentials | None = None, progress: Progress | None = None) -> Image:
+    async def pull(
+        self, ref: str, auth: Credentials | None = None, progress: Progress | None = None
+    ) -> Image:
         """Bring an image into the store, unpacked, and return it.
 
         A pull of the same reference with the same credentials that is under way is joined.
         Raises InputError, PullError (see `cri.images.errors`) or StoreFull.
         """
-        raise NotImplementedError
+        parsed = reference.parse(ref)
+        key = ("pull", parsed, auth)
+        record: ImageRecord = await self._shop.joint.run(key, lambda: self._pull(parsed, auth, progress))
+        return self._image(record)
+
+    async def _pull(
+        self, ref: reference.Reference, auth: Credentials | None, progress: Progress | None
+    ) -> ImageRecord:
+        from cri.images.registry import Fetcher, new_session  # aiohttp is slow to import: at the first pull
+
+        if self._session is None:
+            self._session = new_session(self._progress_timeout)
+        servers = await asyncio.to_thread(hosts.endpoints, ref.domain, self._registry_config_dir)
+        fetcher = Fetcher(self._session, ref, endpoints=servers, credentials=auth)
+        with ExitStack() as guard:
+            pulled = await Pull(self._shop, ref, fetcher, guard=guard, progress=progress).run()
+            record = await self._record(ref, pulled)
+        self._background(self._sync_soon())
+        return record
+
+    async def _record(self, ref: reference.Reference, pulled: Pulled) -> ImageRecord:
+        digests = {f"{ref.name}@{pulled.top_digest}"}
+        return self._index.add(
+            ImageRecord(
+                id=pulled.id,
+                tags=(str(ref),) if ref.tag else (),
+                digests=tuple(digests),
+                blobs=pulled.documents,
+                manifest=pulled.manifest_digest,
+                layer_blobs=pulled.layer_blobs,
+                chain=pulled.chain,
+                size=pulled.size,
+                pulled_at=time.time(),
+                boot=self._boot,
+            )
+        )
 
     def get(self, ref_or_id: str) -> Image | None:
-        """Find an image by reference, by ID (`sha256:<hex>` or bare hex), or by unique ID prefix; None when absent."""
-        raise NotImplementedError
+        """Find an image by reference, ID (with or without `sha256:`) or unique ID prefix; None."""
+        record = self._index.find(ref_or_id)
+        return self._image(record) if record else None
 
     def list(self) -> tuple[Image, ...]:
         """All images, sorted by ID; those removed while in use are not listed."""
-        raise NotImplementedError
+        return tuple(self._image(record) for record in self._index.records() if not record.removed)
 
     async def remove(self, ref_or_id: str) -> None:
         """Remove an image with all its names; absent images are fine (CRI RemoveImage is idempotent).
 
         Layers shared with other images or used by a container (`hold`) stay until their last use ends.
         """
+        record = self._index.find(ref_or_id)
+        if record is None:
+            return
+        if self._holds.get(record.id):
+            self._index.update(replace(record, tags=(), digests=(), removed=True))
+            return
+        self._index.delete(record.id)
+        await self.collect()
 
     def layers(self, image_id: str) -> tuple[Path, ...]:
         """Overlay lower directories of an image, topmost first; ImageMissing when absent."""
-        raise NotImplementedError
+        paths: list[Path] = []
+        for chain_id in reversed(self._index.record(image_id).chain):
+            paths.append(self._shop.layers.path(chain_id))
+            if self._shop.layers.facts[chain_id].opaque_root:
+                break
+        return tuple(paths)
 
     def hold(self, image_id: str, owner: str) -> None:
         """Keep an image's layers for `owner` (a container ID), also if the image is removed meanwhile.
@@ -90,17 +217,78 @@ class ImageStore:
         Holds live in memory: after a restart the server holds again for every container it finds,
         then awaits `collect`. Raises ImageMissing.
         """
+        self._holds.setdefault(self._index.record(image_id).id, set()).add(owner)
 
     def release(self, image_id: str, owner: str) -> None:
         """End a hold; unknown ones are fine. Layers nobody needs any more are removed in the background."""
+        owners = self._holds.get(image_id, set())
+        owners.discard(owner)
+        if owners or self._holds.pop(image_id, None) is None:
+            return
+        if image_id in {record.id for record in self._index.records() if record.removed}:
+            self._background(self.collect())
 
     async def collect(self) -> None:
-        """Remove blobs, layers and removed images that nothing refers to; to be awaited once after recovery."""
+        """Remove all that nothing refers to; to be awaited once after recovery."""
+        for record in self._index.records():
+            if record.removed and not self._holds.get(record.id):
+                self._index.delete(record.id)
+        records = tuple(self._index.records())
+        needed = {digest for record in records for digest in (record.id, *record.blobs, *record.layer_blobs)}
+        chains = {chain_id for record in records for chain_id in record.chain}
+        for digest in [blob for blob in self._shop.blobs.sizes if blob not in needed]:
+            if digest not in self._shop.in_use:
+                self._shop.blobs.remove(digest)
+        for chain_id in [layer for layer in self._shop.layers.facts if layer not in chains]:
+            if chain_id not in self._shop.in_use:
+                self._shop.layers.remove(chain_id)
+        await self._shop.layers.sweep(keep=frozenset(self._shop.work))
 
     def usage(self) -> StoreUsage:
         """Bytes and inodes of the store, from its own records: no disk walk."""
-        raise NotImplementedError
+        layers = self._shop.layers.facts.values()
+        blobs = self._shop.blobs.sizes
+        return StoreUsage(
+            path=self._root,
+            used_bytes=sum(blobs.values()) + sum(layer.size for layer in layers),
+            inodes_used=len(blobs) + sum(layer.inodes + 3 for layer in layers),
+        )
 
     def config_json(self, image_id: str) -> bytes:
-        """The image's configuration document, as stored, for verbose ImageStatus; ImageMissing when absent."""
-        raise NotImplementedError
+        """The configuration document as stored, for verbose ImageStatus; ImageMissing when absent."""
+        return self._shop.blobs.read(self._index.record(image_id).id, MAX_CONFIG_BYTES)
+
+    def _image(self, record: ImageRecord) -> Image:
+        return self._index.image(record, pinned=bool(self._pinned & {*record.tags, *record.digests}))
+
+    async def _sync_soon(self) -> None:
+        """Let the disk catch up, then note that these images survive a power cut."""
+        if self._syncing:
+            return
+        self._syncing = True
+        try:
+            await asyncio.sleep(_SYNC_DELAY)  # pulls come in groups; one sync is enough for them
+        finally:
+            self._syncing = False
+        waiting = [record for record in self._index.records() if record.boot]
+        await asyncio.to_thread(self._sync)
+        for record in waiting:
+            with suppress(ImageMissing):
+                self._index.update(replace(self._index.record(record.id), boot=""))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _LOG.warning("image store: %s", exc)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError as exc:
+        raise disk_error(exc, f"read {_BOOT_ID}") from exc

@@ -1,8 +1,8 @@
 """The unpack process: one layer, one short-lived process with as few rights as unpacking allows.
 
-    parent (daemon)                           child (`python -I -m cri.images.unpack`)
-    unpack_layer(request) ── stdin JSON ──▶   open blob, target, parents; give up rights; apply
-                          ◀─ stdout JSON ──   {"ok": …} or {"error": kind, "message": …}
+    daemon (cri.images.unpacker)                 child (`python -I -m cri.images.unpack`)
+    unpack_layer(request)   ── stdin JSON ──▶    open blob, target, parents; give up rights; apply
+                            ◀─ stdout JSON ──    {"ok": …} or {"error": kind, "message": …}
 
 The child has no network namespace with an interface in it, its root directory is the layer being made,
 its capabilities are the handful that owners, devices and overlay marks need, and its CPU time, memory and
@@ -22,18 +22,17 @@ from typing import Any
 
 from cri.images.apply import Applied, Applier
 from cri.images.decompress import Hashed, LayerSource, chunks
-from cri.images.errors import CorruptContent, ImageError, StoreFull
+from cri.images.errors import CorruptContent
 from cri.images.rootdir import RootDir
 from cri.images.tarstream import TarStream
-from host import processes, syscalls
-from host.errors import HostError, TimedOut
+from host import syscalls
+from host.errors import HostError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.overlay.*), MKNOD, SETFCAP
 _CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 21, 27, 31))
 _MEMORY = 1 << 30
 _CPU_SECONDS = 1800
-_TIMEOUT = 3600.0
 _FIXED_ALLOWANCE = 4 << 30
 _RATIO = 100
 
@@ -56,38 +55,8 @@ class UnpackRequest:
     """False only in tests without root."""
 
 
-async def unpack_layer(request: UnpackRequest) -> Applied:
-    """Unpack a layer in a process of its own.
-
-    Raises CorruptContent, StoreFull, or ImageError for a failure of this machine. The target is left as it
-    is then; the caller removes it.
-    """
-    # -I ignores the environment and the working directory; -S is not possible, the packages live in site.
-    argv = [sys.executable, "-I", "-B", "-X", "utf8", "-m", "cri.images.unpack"]
-    try:
-        done = await processes.run_async(
-            argv, input=json.dumps(asdict(request)).encode(), timeout=_TIMEOUT, check=False
-        )
-    except TimedOut as exc:
-        raise CorruptContent(f"layer {request.blob_digest}: unpacking took too long") from exc
-    return _read_answer(request, done)
-
-
-def _read_answer(request: UnpackRequest, done: processes.Completed) -> Applied:
-    what = f"layer {request.blob_digest}"
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError as exc:
-        tail = done.stderr[-300:].decode(errors="replace").strip()
-        raise ImageError(f"{what}: unpack process ended with {done.returncode}: {tail}") from exc
-    if "ok" in answer:
-        return Applied(**answer["ok"])
-    message = f"{what}: {answer.get('message', 'unknown failure')}"
-    raise {"corrupt": CorruptContent, "full": StoreFull}.get(answer.get("error", ""), ImageError)(message)
-
-
 def apply_layer(request: UnpackRequest) -> Applied:
-    """The child's work, in this process: unpack and verify; raises what `unpack_layer` describes."""
+    """The child's work, in this process: unpack and verify; CorruptContent or OSError."""
     with ExitStack() as stack:
         blob = Hashed(stack.enter_context(Path(request.blob).open("rb", buffering=0)))
         roots = [RootDir(path) for path in _directories(request)]

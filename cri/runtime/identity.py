@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_ID = 0x7FFFFFFF
 _LAST_CAPABILITY = 63
-SETGID, SETUID, SETPCAP, SYS_ADMIN = 1 << 6, 1 << 7, 1 << 8, 1 << 21
+SYS_ADMIN = 1 << 21
 
 
 def number(word: bytes) -> int:
@@ -108,6 +108,7 @@ def put_down(who: dict[str, Any], privileges: dict[str, Any]) -> None:
         privileges: capabilities and ambient (bit masks), no_new_privs, seccomp (bytes).
     """
     kept, ambient = privileges["capabilities"], privileges["ambient"]
+    effective = kept if who["uid"] == 0 else ambient
     if privileges["no_new_privs"]:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     _trim_bounding(kept)
@@ -121,7 +122,7 @@ def put_down(who: dict[str, Any], privileges: dict[str, Any]) -> None:
         syscalls.capset(effective=SYS_ADMIN, permitted=kept | SYS_ADMIN, inheritable=ambient)
         syscalls.load_seccomp(privileges["seccomp"])
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    syscalls.capset(effective=kept, permitted=kept, inheritable=ambient)
+    syscalls.capset(effective=effective, permitted=kept, inheritable=ambient)
     for bit in range(_LAST_CAPABILITY):
         if ambient >> bit & 1:
             syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, bit)

@@ -198,3 +198,8 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
             return b""
         data += piece
     return data
+
+
+def send_packet(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:
+    """Send one message as one packet of a SOCK_SEQPACKET socket (small messages only)."""
+    socket.send_fds(sock, [encode(value)], fds)

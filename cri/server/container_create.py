@@ -86,7 +86,9 @@ def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str 
         if (meta.name, meta.attempt) != (config.metadata.name, config.metadata.attempt):
             continue
         if other.record.state is ContainerState.EXITED:
-            raise AlreadyExists(f"container {meta.name} attempt {meta.attempt} exists as {other.id}: remove it")
+            raise AlreadyExists(
+                f"container {meta.name} attempt {meta.attempt} exists as {other.id}: remove it"
+            )
         return other.id
     return None
 
@@ -155,8 +157,13 @@ def _devices(config: pb.ContainerConfig) -> list[Device]:
             raise InputError(f"devices: host_path {item.host_path[:80]!r} must be below /dev")
         target, access = item.container_path or item.host_path, item.permissions or "rwm"
         if source.is_dir():
-            nodes = (path for path in sorted(source.rglob("*")) if path.is_block_device() or path.is_char_device())
-            found += [Device(source=node, target=f"{target}/{node.relative_to(source)}", access=access) for node in nodes]
+            nodes = (
+                path for path in sorted(source.rglob("*")) if path.is_block_device() or path.is_char_device()
+            )
+            found += [
+                Device(source=node, target=f"{target}/{node.relative_to(source)}", access=access)
+                for node in nodes
+            ]
         else:
             found.append(Device(source=source, target=target, access=access))
     return found
@@ -165,14 +172,23 @@ def _devices(config: pb.ContainerConfig) -> list[Device]:
 async def _prepare(core: Core, place: Place, spec: ContainerSpec, config: pb.ContainerConfig) -> None:
     """What must exist on disk before the root can be put together."""
     if place.log:
-        place.log.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(place.log.parent)
     for mount in config.mounts:
         # A missing host path becomes a folder, as with every other runtime.
-        with suppress(FileExistsError):
-            Path(mount.host_path).mkdir(mode=0o755, parents=True)
+        _make_folder(Path(mount.host_path))
     make_folders(data_folder(core, place.container_id), place.upper, place.work)
     if place.volumes:
         await asyncio.to_thread(copy_volumes, place.lower, place.volumes)
+
+
+def _make_folder(path: Path) -> None:
+    """A folder with its parents, readable by everybody whatever the daemon's umask; fine when it exists."""
+    if path.exists():
+        return
+    _make_folder(path.parent)
+    with suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(0o755)
 
 
 async def undo_container(core: Core, container: Container) -> None:

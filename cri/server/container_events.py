@@ -16,6 +16,7 @@ from cri.server.core import Core
 from cri.server.render import container_status, sandbox_status
 from cri.state.records import ContainerState, SandboxState, exited
 from cri.state.store import Container, Sandbox
+from host.errors import NotFound
 from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,9 @@ _LOST = "the pod's supervisor has died"
 _LOST_CODE = 137
 
 
-async def get_container_events(core: Core, request: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
+async def get_container_events(
+    core: Core, request: pb.GetEventsRequest
+) -> AsyncIterator[pb.ContainerEventResponse]:
     """Stream every event from now on."""
     async for event in core.events.subscribe():
         yield event
@@ -55,7 +58,11 @@ def apply_exit(core: Core, container: Container, how: ContainerExit) -> None:
     if container.record.finished_at:
         return
     record = exited(
-        container.record, at=how.finished_at or core.now(), code=how.code, oom=how.oom_killed, message=how.error
+        container.record,
+        at=how.finished_at or core.now(),
+        code=how.code,
+        oom=how.oom_killed,
+        message=how.error,
     )
     if how.error and not record.started_at:
         record = msgspec.structs.replace(record, reason="StartError")
@@ -63,19 +70,45 @@ def apply_exit(core: Core, container: Container, how: ContainerExit) -> None:
     tell(core, pb.CONTAINER_STOPPED_EVENT, record.sandbox_id, record.id)
 
 
-def lose_sandbox(core: Core, sandbox: Sandbox) -> None:
-    """Record that a sandbox's supervisor is gone, and with it every container it had."""
-    at = core.now()
+def lose_containers(core: Core, sandbox: Sandbox) -> None:
+    """Give every container of a dead sandbox an end that has none."""
     for container in core.store.containers_of(sandbox.id):
         if container.record.state in (ContainerState.CREATED, ContainerState.RUNNING):
             record = msgspec.structs.replace(
-                container.record, finished_at=at, exit_code=_LOST_CODE, reason="Unknown", message=_LOST
+                container.record,
+                finished_at=core.now(),
+                exit_code=_LOST_CODE,
+                reason="Unknown",
+                message=_LOST,
             )
             core.store.put_container(container, record)
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, container.id)
+
+
+def lose_sandbox(core: Core, sandbox: Sandbox) -> None:
+    """Record that a sandbox's supervisor is gone, and with it every container it had."""
+    lose_containers(core, sandbox)
     if sandbox.record.state is SandboxState.READY:
-        core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=at))
+        core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
         tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
+
+
+async def take_exits(core: Core, sandbox: Sandbox) -> bool:
+    """Take over the starts and exits the supervisor has on disk; whether the supervisor lives."""
+    try:
+        facts = await core.runtime.attach_sandbox(sandbox.id)
+    except NotFound:
+        return False
+    for found in facts.containers:
+        container = core.store.containers.get(found.id)
+        if container is None or container.record.finished_at:
+            continue
+        if found.started_at and not container.record.started_at:
+            record = msgspec.structs.replace(container.record, started_at=found.started_at, pid=found.pid)
+            core.store.put_container(container, record)
+        if found.exit is not None:
+            apply_exit(core, container, found.exit)
+    return facts.alive
 
 
 async def follow_runtime(core: Core) -> None:

@@ -64,7 +64,9 @@ def check_config(config: pb.ContainerConfig) -> None:
         if mount.uidMappings or mount.gidMappings:
             raise unimplemented(f"ID-mapped mount at {mount.container_path}")
     security = config.linux.security_context
-    if security.HasField("run_as_group") and not (security.HasField("run_as_user") or security.run_as_username):
+    if security.HasField("run_as_group") and not (
+        security.HasField("run_as_user") or security.run_as_username
+    ):
         raise InputError("run_as_group needs run_as_user or run_as_username")
 
 

@@ -1,15 +1,15 @@
 """The one place where errors become gRPC statuses.
 
-    FailedPrecondition    the object exists but is in the wrong state            FAILED_PRECONDITION
-    AlreadyExists         the name is taken by another object                    ALREADY_EXISTS
-    InputError            the request is wrong                                   INVALID_ARGUMENT
-    UnknownId, NotFound   no such object                                         NOT_FOUND
-    NoSpace               disk, inodes, descriptors                              RESOURCE_EXHAUSTED
-    TimedOut              no answer in time                                      DEADLINE_EXCEEDED
-    Unsupported           the kernel or this runtime has no such feature         UNIMPLEMENTED
-    Busy                  in use                                                 UNAVAILABLE
-    ImageError            as its own table in cri/images/errors says
-    everything else       INTERNAL, and a traceback in the log
+FailedPrecondition    the object exists but is in the wrong state            FAILED_PRECONDITION
+AlreadyExists         the name is taken by another object                    ALREADY_EXISTS
+InputError            the request is wrong                                   INVALID_ARGUMENT
+UnknownId, NotFound   no such object                                         NOT_FOUND
+NoSpace               disk, inodes, descriptors                              RESOURCE_EXHAUSTED
+TimedOut              no answer in time                                      DEADLINE_EXCEEDED
+Unsupported           the kernel or this runtime has no such feature         UNIMPLEMENTED
+Busy                  in use                                                 UNAVAILABLE
+ImageError            as its own table in cri/images/errors says
+everything else       INTERNAL, and a traceback in the log
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Container events to every GetContainerEvents caller (KEP-3386, evented PLEG).
 
-A slow reader must not grow the daemon: a subscriber whose queue is full is cut off, and the kubelet then lists
-everything again, as it does after any broken event stream.
+A slow reader must not grow the daemon: a subscriber whose queue is full is cut off, and the kubelet then
+lists everything again, as it does after any broken event stream.
 """
 
 from __future__ import annotations

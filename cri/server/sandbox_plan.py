@@ -43,7 +43,9 @@ def host_network(config: pb.PodSandboxConfig) -> bool:
     return config.linux.security_context.namespace_options.network == pb.NODE
 
 
-def sandbox_spec(config: pb.PodSandboxConfig, *, sandbox_id: str, netns_dir: Path, node_name: str) -> SandboxSpec:
+def sandbox_spec(
+    config: pb.PodSandboxConfig, *, sandbox_id: str, netns_dir: Path, node_name: str
+) -> SandboxSpec:
     """The spec of a sandbox.
 
     Args:
@@ -64,7 +66,9 @@ def sandbox_spec(config: pb.PodSandboxConfig, *, sandbox_id: str, netns_dir: Pat
     on_host = options.network == pb.NODE
     hostname = config.hostname or (node_name if on_host else "")
     if not _HOSTNAME.fullmatch(hostname):
-        raise InputError(f"config.hostname {hostname[:80]!r} must be at most 64 letters, digits, dots and dashes")
+        raise InputError(
+            f"config.hostname {hostname[:80]!r} must be at most 64 letters, digits, dots and dashes"
+        )
     parent = config.linux.cgroup_parent.strip("/")
     return SandboxSpec(
         id=sandbox_id,
@@ -128,6 +132,8 @@ def resolv_conf(config: pb.PodSandboxConfig, node_file: bytes) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def small_files(config: pb.PodSandboxConfig, *, hostname: str, node_resolv_conf: bytes) -> Mapping[str, bytes]:
+def small_files(
+    config: pb.PodSandboxConfig, *, hostname: str, node_resolv_conf: bytes
+) -> Mapping[str, bytes]:
     """The files mounted into every container of the pod, by name in the sandbox's folder."""
     return {"resolv.conf": resolv_conf(config, node_resolv_conf), "hostname": f"{hostname}\n".encode()}

@@ -52,7 +52,9 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) ->
             continue
         if other.record.state is SandboxState.READY:
             return other.id
-        raise AlreadyExists(f"pod {key[0]}/{key[1]} attempt {key[3]} has the stopped sandbox {other.id}: remove it")
+        raise AlreadyExists(
+            f"pod {key[0]}/{key[1]} attempt {key[3]} has the stopped sandbox {other.id}: remove it"
+        )
     sandbox_id = secrets.token_hex(32)
     spec = sandbox_spec(
         config, sandbox_id=sandbox_id, netns_dir=core.settings.netns_dir, node_name=os.uname().nodename
@@ -86,7 +88,8 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) ->
 
 
 async def _give_up(core: Core, sandbox: Sandbox, cause: BaseException) -> None:
-    """Undo a failed run. Where that fails too the sandbox stays, stopped, so that the kubelet removes it later."""
+    """Undo a failed run. Where that fails too the sandbox stays, stopped, so that the kubelet removes it
+    later."""
     try:
         await asyncio.wait_for(undo_sandbox(core, sandbox), _UNDO_SECONDS)
     except (NetworkError, HostError, TimeoutError) as exc:
@@ -94,7 +97,8 @@ async def _give_up(core: Core, sandbox: Sandbox, cause: BaseException) -> None:
         log.error("sandbox %s could not be undone: %s", sandbox.id, exc)
         now = core.now()
         core.store.put_sandbox(
-            sandbox, msgspec.structs.replace(sandbox.record, ready_at=sandbox.record.created_at, stopped_at=now)
+            sandbox,
+            msgspec.structs.replace(sandbox.record, ready_at=sandbox.record.created_at, stopped_at=now),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cri.server.container_events import lose_sandbox, tell
+from cri.server.container_events import lose_containers, take_exits, tell
 from cri.server.core import Core
 from cri.server.sandbox_run import disconnect
 from cri.state.records import SandboxState
@@ -35,16 +35,7 @@ async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
         await disconnect(core, sandbox)
         await core.runtime.stop_sandbox(sandbox.id)
         if was_ready:
-            await _note_exits(core, sandbox)
+            await take_exits(core, sandbox)
+            lose_containers(core, sandbox)
             core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
-
-
-async def _note_exits(core: Core, sandbox: Sandbox) -> None:
-    """Take over the exits the supervisor recorded; a container without one ended with the sandbox."""
-    from cri.server.restart import take_exits
-
-    await take_exits(core, sandbox)
-    lose = [item for item in core.store.containers_of(sandbox.id) if not item.record.finished_at]
-    if lose:
-        lose_sandbox(core, sandbox)

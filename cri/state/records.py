@@ -11,8 +11,8 @@ A state is never stored; it is derived, so it cannot disagree with the facts:
                started_at, finished_at == 0         RUNNING
                finished_at                          EXITED
 
-Times are nanoseconds since 1970 (as CRI has them). The kubelet's own words are kept as the protobuf message it
-sent, because that is the one form that loses nothing; everything the runtime found out is plain JSON.
+Times are nanoseconds since 1970 (as CRI has them). The kubelet's own words are kept as the protobuf message
+it sent, because that is the one form that loses nothing; everything the runtime found out is plain JSON.
 """
 
 from __future__ import annotations

@@ -171,7 +171,9 @@ def _find(items: Mapping[str, T], wanted: str, noun: str) -> T:
         return items[wanted]
     matches = [item for key, item in items.items() if key.startswith(wanted)]
     if len(matches) > 1:
-        raise InputError(f"{noun} id {wanted[:80]!r} is the beginning of {len(matches)} ids; give more digits")
+        raise InputError(
+            f"{noun} id {wanted[:80]!r} is the beginning of {len(matches)} ids; give more digits"
+        )
     if not matches:
         raise UnknownId(f"{noun} {wanted[:80]!r} not found")
     return matches[0]

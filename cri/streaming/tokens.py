@@ -1,8 +1,8 @@
 """The tokens in stream addresses: who knows one may open that stream, once, soon.
 
-A token is 256 random bits, is gone after its first use or after its time, and at most a fixed number exist, so
-that a caller who never dials cannot fill the memory. The request a token stands for was authorised when the
-token was made; the stream itself is not authorised again.
+A token is 256 random bits, is gone after its first use or after its time, and at most a fixed number exist,
+so that a caller who never dials cannot fill the memory. The request a token stands for was authorised when
+the token was made; the stream itself is not authorised again.
 """
 
 from __future__ import annotations

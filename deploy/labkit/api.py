@@ -1,4 +1,4 @@
-"""A small blocking client of the lab's apiserver, from outside the lab: its sockets live in the lab's network.
+"""A small blocking client of the lab's apiserver, from outside: its sockets live in the lab's network.
 
 For the lab's own waiting, for tests and for benchmarks. JSON in, JSON out, no types; not the agent's client,
 so that the agent is judged by something else than itself.

@@ -136,6 +136,15 @@ def main(argv: Sequence[str]) -> int:
         import cli  # the folder of this file is the first on the path
 
         cli.parse(arguments)
+    else:
+        sys.path.insert(0, str(CHECKOUT))
+        from tests import rings
+
+        try:
+            rings.plan(arguments)
+        except rings.UsageError as exc:
+            print(exc, file=sys.stderr)
+            return 2
     if os.geteuid() != 0:
         print(f"{name}: needs root; run it with sudo", file=sys.stderr)
         return 1
@@ -149,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "NODELET_LAB_STARTED_AS": name}
     with suppress(BrokenPipeError):
         sys.stderr.flush()
-    os.execve(python, [str(python), "-P", "-m", chosen.module, *arguments], env)
+    return os.execve(python, [str(python), "-P", "-m", chosen.module, *arguments], env)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def hierarchies(mountinfo: Path = Path("/proc/self/mountinfo")) -> list[Path]:
 
 
 def make(relative: str) -> None:
-    """Make a cgroup in every hierarchy, usable for processes: cpuset filled in, v2 controllers passed down."""
+    """Make a cgroup in every hierarchy, ready for processes: cpuset filled in, v2 controllers passed on."""
     for mount in hierarchies():
         place = mount
         for part in relative.strip("/").split("/"):

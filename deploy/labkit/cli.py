@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     """All verbs with their help texts."""
     top = _Parser(
         prog="lab",
-        description="A Kubernetes cluster on this machine: a control plane and nodelet nodes, each in namespaces "
-        "of its own, joined by a switch that has no way out. Installs and builds what is missing.",
+        description="A Kubernetes cluster on this machine: a control plane and nodelet nodes, each in "
+        "namespaces of its own, joined by a switch that has no way out. Installs and builds what is missing.",
         epilog="Settings by environment: NODELET_LAB_NAME, NODELET_LAB_CACHE (default "
         "/var/cache/nodelet/lab), NODELET_LAB_BIN (a folder with ready binaries of the right versions).",
         allow_abbrev=False,
@@ -61,12 +61,13 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--no-app", action="store_true", help="leave out the sample app")
     verb("down", "end and remove everything of the lab")
     verb("status", "show machines, programs and nodes")
-    kubectl = verb("kubectl", "run kubectl as the cluster's administrator")
-    kubectl.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    verb("kubectl", "run kubectl as the cluster's administrator, with all that follows")
     node = verb("node", "add or remove a node")
     node.add_argument("action", choices=("add", "remove"))
     node.add_argument("node", type=node_name, metavar="NAME")
-    node.add_argument("--stock", action="store_true", help="kubelet, containerd, runc and the reference plugins")
+    node.add_argument(
+        "--stock", action="store_true", help="kubelet, containerd, runc and the reference plugins"
+    )
     shell = verb("shell", "a shell, or a command, inside a machine (a node, control, switch)")
     shell.add_argument("node", type=lab_name, metavar="NODE")
     shell.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -81,8 +82,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments of one call; a wrong one ends the program with one line and status 2."""
-    return parser().parse_args(argv)
+    """Arguments of one call; a wrong one ends the program with one line and status 2.
+
+    What follows `kubectl` is kubectl's: argparse would take options there for the lab's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = _verb_index(words)
+    rest = words[split + 1 :] if words[split : split + 1] == ["kubectl"] else []
+    args = parser().parse_args(words[: len(words) - len(rest)])
+    if args.verb == "kubectl":
+        args.arguments = rest
+    return args
+
+
+def _verb_index(words: Sequence[str]) -> int:
+    index = 0
+    while index < len(words) and words[index].startswith("-"):
+        index += 2 if words[index] == "--name" else 1
+    return index
 
 
 if __name__ == "__main__":

@@ -76,9 +76,7 @@ def node_kubeconfig(lab: Layout, machine: Machine, node: str, folder: Path) -> N
 def _registry(lab: Layout) -> Service:
     listen = f"{CONTROL_ADDRESS}:{layout.REGISTRY_PORT}"
     module = ["-P", "-m", "deploy.labkit.registry", "--root", str(lab.registry), "--listen", listen]
-    return Service(
-        name="registry", argv=(sys.executable, *module), env=(("PYTHONPATH", str(lab.checkout)),)
-    )
+    return Service(name="registry", argv=(sys.executable, *module), env=(("PYTHONPATH", str(lab.checkout)),))
 
 
 def _etcd(lab: Layout) -> Service:

@@ -1,7 +1,7 @@
 """The lab's own errors: each is shown to the user as one line.
 
-    LabError            something the lab needs is missing or failed; the text says what to do
-      CommandFailed     a helper program ended with another status than 0
+LabError            something the lab needs is missing or failed; the text says what to do
+  CommandFailed     a helper program ended with another status than 0
 """
 
 

@@ -229,9 +229,7 @@ def build(project: versions.Project, *, cache: Path, target: Path, note: Note) -
     upstream = None
     if project.name == "kubernetes":
         note("fetching the module list")
-        told = _run(
-            [go, "mod", "download", "-json", f"{chosen.module}@{chosen.version}"], cwd=cache, env=env
-        )
+        told = _run([go, "mod", "download", "-json", f"{chosen.module}@{chosen.version}"], cwd=cache, env=env)
         upstream = Path(json.loads(told)["GoMod"]).read_text()
     text = render_module(chosen.module, chosen.version, upstream)
     if not (folder / "go.mod").exists():

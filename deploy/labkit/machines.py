@@ -2,10 +2,10 @@
 
 A machine sees this machine's files, but /etc, /opt, /var/lib and /var/log are overlays whose changes are
 kept in memory, /run and /tmp are its own, and the folders that node software keeps its data in are on the
-machine's disk below the lab's folder (overlay mounts, which container root file systems need, do not go on top
-of overlay mounts). So nothing a node does to its file system reaches the real machine.
+machine's disk below the lab's folder (container root file systems are overlay mounts, and these do not go on
+top of overlay mounts). So nothing a node does to its file system reaches the real machine.
 
-Devices are made inside the switch's network namespace and moved from there: none is ever in the real machine's.
+Devices are made inside the switch's network namespace and moved from there: the real machine never has one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OVERLAYS = ("/etc", "/opt", "/var/lib", "/var/log", "/usr/libexec")
 
 _SETUP = r"""
 set -eu
-name=$1 disk=$2 checkout=$3
+name=$1 disk=$2 checkout=$3 state=$4
 mount --make-rshared /
 hostname "$name"
 ip link set lo up
@@ -57,7 +57,8 @@ mkdir -p "$disk/checkout" "$disk/tmp"
 chmod 1777 "$disk/tmp"
 mount --bind "$checkout" "$disk/checkout"
 mount -t tmpfs -o mode=755,size=512m tmpfs /run
-mkdir -p /run/lock /run/netns /run/overlays /run/disk
+mkdir -p /run/lock /run/netns /run/overlays /run/disk /run/lab
+mount --bind "$state" /run/lab
 mount --rbind "$disk" /run/disk
 for over in $OVERLAYS; do
     [ -d "$over" ] || continue
@@ -65,6 +66,9 @@ for over in $OVERLAYS; do
     mkdir -p "$upper/up" "$upper/work"
     mount -t overlay overlay -o "lowerdir=$over,upperdir=$upper/up,workdir=$upper/work" "$over"
 done
+# Not through the overlay, which does not promise to show what changes below it.
+mkdir -p "$state"
+mount --bind /run/lab "$state"
 for folder in $DISKS; do
     mkdir -p "$folder" "/run/disk$folder"
     mount --bind "/run/disk$folder" "$folder"
@@ -149,7 +153,7 @@ def _start(layout: Layout, records: Records, name: str, address: str | None) -> 
         records,
         name,
         HOLDER,
-        ["/bin/sh", "-c", _SETUP, HOLDER, name, str(disk), str(layout.checkout)],
+        ["/bin/sh", "-c", _SETUP, HOLDER, name, str(disk), str(layout.checkout), str(layout.state)],
         prefix=["unshare", "-n", "-m", "-u", "--propagation", "private", "--"],
         log=log,
         cgroups=cgroups.joined(layout.node_cgroup(name)),

@@ -1,4 +1,4 @@
-"""Long-running programs of the lab: started inside a machine, remembered by pid and start time, ended by them.
+"""Long-running programs of the lab: started in a machine, remembered by pid and start time, ended by them.
 
 A record is written before the program's first instruction runs, so that a lab that was interrupted at any
 moment still knows what it started. A pid whose start time differs belongs to somebody else and is left alone.

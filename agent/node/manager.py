@@ -1,0 +1,251 @@
+"""Keeps our Node object registered and true.
+
+Registration: create, or adopt what is there. Then a status computed every ten seconds and at every wake-up,
+posted when it says something new and every five minutes. The heartbeat is `lease`'s. Facts come from `facts`
+and from the runtime; what to write is decided in `status` and `conditions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from agent.api import errors
+from agent.api.client import ApiClient, PatchKind
+from agent.api.events import EventRecorder, node_reference
+from agent.api.meta import JSON
+from agent.api.resources import NODES
+from agent.api.structs import ContainerImage, Node, NodeAddress, NodeStatus
+from agent.api.times import format_time
+from agent.api.watch import backoff
+from agent.node import conditions, facts, status
+from agent.node.conditions import RuntimeState
+from agent.node.lease import LeaseKeeper
+from agent.node.status import NodePlan
+from host.clocks import Clock
+
+log = logging.getLogger(__name__)
+
+
+class RuntimeProbe(Protocol):
+    """What the node asks the container runtime."""
+
+    async def state(self) -> RuntimeState:
+        """Readiness, version and handlers; never raises, `error` says why there is no answer."""
+
+    async def images(self) -> Sequence[ContainerImage]:
+        """The images on the node; empty when the runtime does not answer."""
+
+
+class NodeManager:
+    """Owner of the Node object. `run()` until cancelled.
+
+    Args:
+        client: None in standalone mode: facts are kept up to date, nothing is posted.
+        problems: further reasons not to be Ready, asked each time ("node has no podCIDR: …").
+        addresses: `status.addresses`, asked each time, so that a changed address is noticed.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient | None,
+        *,
+        plan: NodePlan,
+        root: Path,
+        runtime: RuntimeProbe,
+        addresses: Callable[[], Sequence[NodeAddress]],
+        events: EventRecorder,
+        clock: Clock,
+        problems: Callable[[], Sequence[str]] = tuple,
+        update_every: float = 10.0,
+        report_every: float = 300.0,
+        lease_seconds: int = 40,
+    ) -> None:
+        self.plan = plan
+        self.machine = facts.read_machine()
+        self.registered = asyncio.Event()
+        self.node: Node | None = None
+        self.status = NodeStatus()
+        self.ready = False
+        self._client = client
+        self._root = root
+        self._runtime = runtime
+        self._addresses = addresses
+        self._events = events
+        self._clock = clock
+        self._problems = problems
+        self._update_every = update_every
+        self._report_every = report_every
+        self._wake = asyncio.Event()
+        self._posted: tuple[object, ...] | None = None
+        self._posted_at = 0.0
+        self._images: Sequence[ContainerImage] = ()
+        self._lease = (
+            LeaseKeeper(client, node_name=plan.name, duration=lease_seconds, clock=clock) if client else None
+        )
+
+    def wake(self) -> None:
+        """Compute the status now instead of at the next turn."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Register, then keep status and lease, until cancelled."""
+        await self._compute()
+        if self._client is None:
+            await self._follow()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._register_and_follow(), name="node-status")
+            if self._lease is not None:
+                tasks.create_task(self._beat(self._lease), name="node-lease")
+
+    async def _beat(self, lease: LeaseKeeper) -> None:
+        await self.registered.wait()
+        if self.node is not None:
+            lease.own(self.node)
+        await lease.run()
+
+    async def _register_and_follow(self) -> None:
+        attempt = 0
+        while not self.registered.is_set():
+            try:
+                await self._register()
+                self.registered.set()
+            except errors.ApiError as exc:
+                log.warning("node not registered node=%s error=%s", self.plan.name, exc)
+                await self._clock.sleep(backoff(attempt))
+                attempt += 1
+        self._events.record(
+            node_reference(self.plan.name), type="Normal", reason="Starting", message="Starting kubelet."
+        )
+        await self._follow()
+
+    async def _register(self) -> None:
+        """Create the Node, or adopt the existing one."""
+        client = self._client
+        if client is None:
+            return
+        now = format_time(self._clock.now())
+        stamped = msgspec.structs.replace(
+            self.status, conditions=conditions.stamp(self.status.conditions, (), now=now)
+        )
+        try:
+            self.node = await client.create(NODES, status.new_node(self.plan, self.machine, stamped))
+            log.info("node registered node=%s uid=%s", self.plan.name, self.node.metadata.uid)
+            return
+        except errors.AlreadyExists:
+            node = await client.get(NODES, self.plan.name)
+        patch = status.adoption(node, self.plan, self.machine)
+        if patch is not None:
+            node = await client.patch(NODES, self.plan.name, patch, kind=PatchKind.STRATEGIC)
+        self.node = node
+        log.info("node adopted node=%s uid=%s", self.plan.name, node.metadata.uid)
+
+    async def _follow(self) -> None:
+        """Compute and post, until cancelled."""
+        failures = 0
+        while True:
+            pause = self._update_every
+            await self._compute()
+            if self._client is not None:
+                try:
+                    await self._post()
+                    failures = 0
+                except errors.NotFound:
+                    log.warning("node object was deleted, registering again node=%s", self.plan.name)
+                    self._posted = None
+                    await self._register_again()
+                except errors.ApiError as exc:
+                    log.warning("node status not posted node=%s error=%s", self.plan.name, exc)
+                    pause = min(pause, backoff(failures))
+                    failures += 1
+            await self._pause(pause)
+
+    async def _register_again(self) -> None:
+        try:
+            await self._register()
+        except errors.ApiError as exc:
+            log.warning("node not registered node=%s error=%s", self.plan.name, exc)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait that long, or until woken; a failing status must not be woken into a busy loop."""
+        sleeper = asyncio.ensure_future(self._clock.sleep(seconds))
+        waker = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waker.cancel()
+        self._wake.clear()
+
+    async def _compute(self) -> None:
+        state, images = await asyncio.gather(self._runtime.state(), self._runtime.images())
+        if not state.error:
+            self._images = images
+        elif self.status.node_info.container_runtime_version:
+            # A runtime that is away has not changed its version.
+            name, _, version = self.status.node_info.container_runtime_version.partition("://")
+            state = dataclasses.replace(state, name=name, version=version)
+        usage = facts.read_usage(root=self._root)
+        self.status = status.build(
+            self.plan,
+            machine=self.machine,
+            usage=usage,
+            runtime=state,
+            addresses=self._addresses(),
+            images=self._images,
+            problems=self._problems(),
+        )
+        self._note_readiness()
+
+    def _note_readiness(self) -> None:
+        condition = next(item for item in self.status.conditions if item.type == "Ready")
+        ready = condition.status == "True"
+        if ready != self.ready or self._posted is None:
+            log.info("node ready=%s message=%r", str(ready).lower(), condition.message)
+        if ready != self.ready and self._posted is not None:
+            reason = "NodeReady" if ready else "NodeNotReady"
+            message = f"Node {self.plan.name} status is now: {reason}"
+            self._events.record(node_reference(self.plan.name), type="Normal", reason=reason, message=message)
+        self.ready = ready
+
+    async def _post(self) -> None:
+        """Post the status if it is news or old."""
+        client = self._client
+        seen = status.comparable(self.status)
+        moment = self._clock.monotonic()
+        if client is None or (seen == self._posted and moment - self._posted_at < self._report_every):
+            return
+        if self.node is None or self._posted is None:
+            self.node = await client.get(NODES, self.plan.name)
+        stamped = conditions.stamp(
+            self.status.conditions, self.node.status.conditions, now=format_time(self._clock.now())
+        )
+        whole = msgspec.structs.replace(self.status, conditions=stamped)
+        body = status_patch(whole, self.node.status)
+        self.node = await client.patch(
+            NODES, self.plan.name, body, subresource="status", kind=PatchKind.STRATEGIC
+        )
+        self._posted, self._posted_at = seen, moment
+
+
+def status_patch(new: NodeStatus, old: NodeStatus) -> JSON:
+    """The strategic merge patch from `old` to `new`.
+
+    Conditions and addresses merge by `type`, so addresses are replaced as a whole; capacity that is gone (a
+    huge page size, a device) is set to null.
+    """
+    body = msgspec.to_builtins(new)
+    for field, before in (("capacity", old.capacity), ("allocatable", old.allocatable)):
+        gone = {name: None for name in before if name not in body.get(field, {}) and "/" not in name}
+        body.setdefault(field, {}).update(gone)
+    body["addresses"] = [*body.get("addresses", []), {"$patch": "replace"}]
+    for field in ("images", "runtimeHandlers", "declaredFeatures"):
+        body.setdefault(field, [])
+    return {"status": body}

@@ -1,0 +1,43 @@
+"""Settings of the overlay, grouped; the defaults are flannel's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OverlaySettings:
+    """How this node joins the pod network."""
+
+    backend: Literal["vxlan", "host-gw", "none"] = "vxlan"
+    """vxlan: tunnels. host-gw: plain routes, for nodes on one layer 2. none: somebody else does it."""
+    vni: int = 1
+    """VXLAN network identifier, the same on all nodes."""
+    port: int = 8472
+    """UDP port: Linux's and flannel's 8472, or IANA's 4789."""
+    device: str = ""
+    """Name of the VXLAN device; empty for `flannel.<vni>`."""
+    mtu: int = 0
+    """Bytes, of the VXLAN device and of pods; 0 for the underlay's, less 50 with vxlan."""
+    direct_routing: bool = False
+    """With vxlan: plain routes to peers that share a subnet with us, tunnels to the others."""
+    masquerade: bool = True
+    """Give pods the node's address towards everything but pods and nodes."""
+    cluster_cidrs: tuple[str, ...] = ()
+    """All pods of the cluster; reached without masquerading."""
+    conf_dir: str = "/etc/cni/net.d"
+    """Where the CNI configuration list is written; empty to write none."""
+    bridge: str = "cbr0"
+    """Bridge of the node's pods, named in the CNI configuration list."""
+    state_dir: str = "/var/lib/cni/nodelet"
+    """Keeps the VXLAN device's MAC over a restart; also the CNI plugin's state."""
+    recheck_seconds: float = 5.0
+    """How often the kernel is compared with what it should hold when no Node changes."""
+    rules_recheck_seconds: float = 30.0
+    """The same for packet filter rules."""
+
+    @property
+    def device_name(self) -> str:
+        """The VXLAN device's name."""
+        return self.device or f"flannel.{self.vni}"

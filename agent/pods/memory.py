@@ -1,0 +1,45 @@
+"""What one pod's worker remembers between two plans: results of its jobs, times it saw, decisions about it.
+
+Everything here can be lost with the agent: what matters is rebuilt from the runtime's facts and the API's status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent.api.structs import PodStatus
+from agent.pods.actions import Failure, Stop, Volumes
+from agent.pods.restart import Backoff
+from agent.pods.runtime import ImageFact
+from agent.pods.status import Verdict
+from agent.volumes.base import PreparedVolume
+
+
+@dataclass
+class Memory:
+    """Mutable, owned by one worker and written by its jobs."""
+
+    status: PodStatus
+    """The last status computed."""
+    volumes: Volumes = Volumes.UNKNOWN
+    prepared: dict[str, PreparedVolume] = field(default_factory=dict)
+    images: dict[str, ImageFact] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    exits: dict[str, float] = field(default_factory=dict)
+    backoffs: dict[str, Backoff] = field(default_factory=dict)
+    condemned: dict[str, tuple[str, float]] = field(default_factory=dict)
+    holds: dict[str, tuple[str, str]] = field(default_factory=dict)
+    hooking: set[str] = field(default_factory=set)
+    """Ids of containers whose postStart hook is running."""
+    probed: set[str] = field(default_factory=set)
+    messages: dict[str, str] = field(default_factory=dict)
+    """Termination messages by container id."""
+    own: set[str] = field(default_factory=set)
+    """Ids of containers this agent process started itself."""
+    stop: Stop | None = None
+    stop_grace: int | None = None
+    verdict: Verdict | None = None
+    cgroup: bool = True
+    deadline: float | None = None
+    """When activeDeadlineSeconds ends, monotonic."""
+    finished: bool = False

@@ -1,0 +1,108 @@
+"""What the pods component needs from the rest of the agent, as narrow protocols.
+
+The real ones are ProbeManager, VolumeManager, EventRecorder, Runtime and the informers; tests hand in fakes that
+behave. One `Ports` value travels through workers and executors instead of a dozen arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.api.meta import ObjectReference
+from agent.api.structs import Container, Pod, Service
+from agent.pods.facts import ContainerFact, SandboxFact
+from agent.pods.images import ImagePuller
+from agent.pods.observer import Observer
+from agent.pods.runtime import ExecResult
+from agent.pods.settings import PodSettings
+from agent.resources.pod_cgroups import PodCgroups
+from agent.volumes.base import Mount, PreparedVolume, Sources
+from host.clocks import Clock
+from proto.cri import runtime_pb2 as pb
+
+
+class RuntimePort(Protocol):
+    """The runtime calls that pods need (see agent.pods.runtime.Runtime)."""
+
+    async def run_sandbox(self, config: pb.PodSandboxConfig, *, handler: str = "") -> str: ...
+    async def stop_sandbox(self, sandbox_id: str) -> None: ...
+    async def remove_sandbox(self, sandbox_id: str) -> None: ...
+    async def sandbox(self, sandbox_id: str) -> SandboxFact: ...
+    async def create_container(
+        self, sandbox_id: str, config: pb.ContainerConfig, sandbox_config: pb.PodSandboxConfig
+    ) -> str: ...
+    async def start_container(self, container_id: str) -> None: ...
+    async def stop_container(self, container_id: str, *, grace: float) -> None: ...
+    async def remove_container(self, container_id: str) -> None: ...
+    async def container(self, container_id: str) -> ContainerFact: ...
+    async def exec_sync(self, container_id: str, command: Sequence[str], *, timeout: float) -> ExecResult: ...
+
+
+class ProbePort(Protocol):
+    """See agent.probes.manager.ProbeManager."""
+
+    def add(
+        self,
+        pod: Pod,
+        container: Container,
+        *,
+        container_id: str,
+        pod_ip: str,
+        started_at: float,
+        known: Mapping[Any, bool] | None = None,
+    ) -> None: ...
+    def remove(self, container_id: str) -> None: ...
+    def remove_pod(self, pod_uid: str) -> None: ...
+    def terminating(self, pod_uid: str) -> None: ...
+    def started(self, container_id: str) -> bool: ...
+    def ready(self, container_id: str) -> bool: ...
+
+
+class VolumePort(Protocol):
+    """See agent.volumes.manager.VolumeManager."""
+
+    async def prepare(self, pod: Pod) -> dict[str, PreparedVolume]: ...
+    async def container_mounts(
+        self,
+        pod: Pod,
+        container: Container,
+        prepared: Mapping[str, PreparedVolume],
+        *,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[Mount, ...]: ...
+    async def teardown(self, pod_uid: str) -> None: ...
+
+
+class EventPort(Protocol):
+    """See agent.api.events.EventRecorder."""
+
+    def record(self, ref: ObjectReference, *, type: str, reason: str, message: str) -> None: ...
+
+
+class StatusPort(Protocol):
+    """See agent.pods.status_writer.StatusWriter."""
+
+    def put(self, pod: Pod, status: Any, *, soon: bool) -> None: ...
+    def finish(self, pod: Pod) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything a worker may use besides its own pod."""
+
+    settings: PodSettings
+    clock: Clock
+    runtime: RuntimePort
+    observer: Observer
+    images: ImagePuller
+    volumes: VolumePort
+    probes: ProbePort
+    events: EventPort
+    statuses: StatusPort
+    sources: Sources
+    cgroups: PodCgroups
+    services: Callable[[], Sequence[Service] | None]
+    """Services known to the node; None while the first list is still to come."""
+    runtime_name: str = "nodelet-cri"

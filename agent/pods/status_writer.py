@@ -1,0 +1,152 @@
+"""Writes pod statuses to the API: one PATCH at a time a pod, the latest wins, retried until it is there.
+
+A status that is only routine (still Pending, nothing to explain) may wait a moment, because a pod that starts
+quickly makes it obsolete; everything else goes out at once. After the last status of a pod that is gone from this
+node, its object is deleted with no grace, bound to its uid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.api import errors
+from agent.api.client import ApiClient
+from agent.api.resources import PODS
+from agent.api.structs import Pod, PodStatus
+from agent.pods.restart import retry_delay
+from agent.pods.status_patch import status_patch
+from host.clocks import Clock
+
+log = logging.getLogger(__name__)
+ROUTINE_DELAY = 0.25
+"""Seconds a routine status waits for a better one."""
+
+
+@dataclass
+class _Entry:
+    target: Pod
+    wanted: PodStatus | None = None
+    written: PodStatus | None = None
+    soon: asyncio.Event | None = None
+    delete: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+class StatusWriter:
+    """Statuses on their way to the API.
+
+    Args:
+        client: None for a node without an API: nothing is written then.
+        target: the object a pod's status belongs to, by the pod's uid: itself, or the mirror of a static pod;
+            None while there is none.
+    """
+
+    def __init__(
+        self, *, client: ApiClient | None, clock: Clock, target: Callable[[Pod], Pod | None]
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._target = target
+        self._entries: dict[str, _Entry] = {}
+
+    def put(self, pod: Pod, status: PodStatus, *, soon: bool) -> None:
+        """Make this the pod's status; does nothing when it is written or on its way already."""
+        target = self._target(pod)
+        if self._client is None or target is None:
+            return
+        uid = target.metadata.uid
+        entry = self._entries.get(uid)
+        if entry is None:
+            entry = self._entries[uid] = _Entry(target, written=target.status)
+        entry.target = target
+        entry.wanted = status
+        if status != entry.written or entry.task is not None:
+            self._wake(entry, soon=soon)
+
+    def finish(self, pod: Pod) -> None:
+        """Delete the object once its last status is written."""
+        target = self._target(pod)
+        if self._client is None or target is None:
+            return
+        entry = self._entries.setdefault(
+            target.metadata.uid, _Entry(target, wanted=target.status, written=target.status)
+        )
+        if not entry.delete:
+            entry.delete = True
+            self._wake(entry, soon=True)
+
+    def forget(self, uid: str) -> None:
+        """The object is gone from the API."""
+        entry = self._entries.pop(uid, None)
+        if entry is not None and entry.task is not None:
+            entry.task.cancel()
+
+    async def close(self) -> None:
+        """Stop writing."""
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _wake(self, entry: _Entry, *, soon: bool) -> None:
+        if entry.task is None:
+            entry.soon = asyncio.Event()
+            name = f"status {entry.target.metadata.uid}"
+            entry.task = asyncio.create_task(self._write(entry), name=name)
+        if soon and entry.soon is not None:
+            entry.soon.set()
+
+    async def _write(self, entry: _Entry) -> None:
+        """Write until nothing newer is wanted, then delete if asked to."""
+        assert entry.soon is not None
+        failures = 0
+        try:
+            if not entry.soon.is_set():
+                await self._patiently(entry.soon)
+            while entry.wanted != entry.written or entry.delete:
+                try:
+                    if entry.wanted is not None and entry.wanted != entry.written:
+                        await self._patch(entry, entry.wanted)
+                        failures = 0
+                        continue
+                    await self._delete(entry)
+                    return
+                except (errors.NotFound, errors.Conflict):
+                    # Gone, or a namesake with another uid: the watch tells the pod store, nothing to do here.
+                    entry.written, entry.delete = entry.wanted, False
+                    return
+                except errors.ApiError as exc:
+                    failures += 1
+                    level = logging.INFO if isinstance(exc, errors.Temporary) else logging.WARNING
+                    log.log(level, "status not written pod=%s error=%s", entry.target.metadata.name, exc)
+                    pause = retry_delay(failures, first=0.25, maximum=10.0)
+                    await self._clock.sleep(max(pause, getattr(exc, "delay", 0.0)))
+        finally:
+            entry.task = None
+
+    async def _patiently(self, soon: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(soon.wait()), asyncio.ensure_future(self._clock.sleep(ROUTINE_DELAY))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _patch(self, entry: _Entry, status: PodStatus) -> None:
+        assert self._client is not None
+        meta = entry.target.metadata
+        body = status_patch(status, uid=meta.uid)
+        await self._client.patch(PODS, meta.name, body, namespace=meta.namespace, subresource="status")
+        entry.written = status
+
+    async def _delete(self, entry: _Entry) -> None:
+        assert self._client is not None
+        meta = entry.target.metadata
+        await self._client.delete(
+            PODS, meta.name, namespace=meta.namespace, uid=meta.uid, grace_period_seconds=0
+        )
+        entry.delete = False

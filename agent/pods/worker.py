@@ -1,0 +1,398 @@
+"""One pod's serial worker: look, plan, start jobs, report; then sleep until something wakes it.
+
+A worker never waits inside a step: everything slow is a job (an asyncio task of its own) that wakes the worker
+when it ends. So a hung volume or a slow pull of this pod delays neither other pods nor this pod's own deletion.
+The worker's task exists only while there is something to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from agent.api.structs import Pod
+from agent.api.times import parse_time
+from agent.pods import actions, spec
+from agent.pods.executor import Executor, JobFailed
+from agent.pods.facts import ContainerFact, PodFacts, State
+from agent.pods.memory import Memory
+from agent.pods.plan import finished, plan
+from agent.pods.restart import retry_delay
+from agent.pods.start import start_container, termination_message
+from agent.pods.status import StatusInput, Verdict, pod_status
+from agent.pods.status_containers import ContainerView
+from agent.probes.state import Kind
+
+log = logging.getLogger(__name__)
+TERMINAL = ("Succeeded", "Failed")
+DEADLINE = Verdict(
+    reason="DeadlineExceeded",
+    message="Pod was active on the node longer than the specified deadline",
+)
+
+
+@dataclasses.dataclass
+class _Job:
+    task: asyncio.Task[None]
+    aim: float | None
+    yields: bool
+    """Whether it may be cancelled when the pod has to stop: it only waits, or is repeated safely."""
+
+
+class PodWorker:
+    """Runs one pod until nothing is left of it; `on_finished(uid)` is called then."""
+
+    def __init__(self, pod: Pod, *, executor: Executor, on_finished: Callable[[str], None]) -> None:
+        self.uid = pod.metadata.uid
+        self.pod = pod
+        self.removed = False
+        self.memory = Memory(status=pod.status)
+        self._executor = executor
+        self._ports = executor.ports
+        self._on_finished = on_finished
+        self._jobs: dict[str, _Job] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._dirty = False
+        self._errors = 0
+
+    # --- from outside -------------------------------------------------------------------------------------
+
+    def update(self, pod: Pod) -> None:
+        """A newer version of the pod's object."""
+        self.pod = pod
+        self.poke()
+
+    def remove(self) -> None:
+        """The pod's object or manifest is gone: leave nothing of it."""
+        self.removed = True
+        self.poke()
+
+    def fail(self, verdict: Verdict) -> None:
+        """End the pod: rejected or evicted."""
+        if self.memory.verdict is None and self.memory.status.phase not in TERMINAL:
+            self.memory.verdict = verdict
+            self.poke()
+
+    def condemn(self, container_id: str, message: str, grace: float) -> None:
+        """A probe decided that the container has to be killed."""
+        self.memory.condemned[container_id] = (message, grace)
+        self.poke()
+
+    def poke(self) -> None:
+        """Something changed: take a step soon."""
+        self._dirty = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain(), name=f"pod {self.uid}")
+
+    async def close(self) -> None:
+        """Cancel everything of this worker; containers stay as they are."""
+        tasks = [
+            t for t in (self._task, self._timer, *(j.task for j in self._jobs.values())) if t is not None
+        ]
+        self._jobs.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        while self._dirty and not self.memory.finished:
+            self._dirty = False
+            try:
+                self._step()
+                self._errors = 0
+            except Exception as exc:
+                # A mistake in one pod's handling must not reach the others: report it, come back later.
+                self._errors += 1
+                log.exception("pod step failed pod=%s", spec.full_name(self.pod))
+                self._executor.say(self.pod, "Warning", "FailedSync", f"error determining status: {exc}")
+                await self._ports.clock.sleep(retry_delay(self._errors, first=1.0, maximum=60.0))
+                self._dirty = True
+
+    def _step(self) -> None:
+        now = self._ports.clock.monotonic()
+        facts = self._facts(now)
+        self._decide(facts, now)
+        self._sync_probes(facts)
+        seen = self._observe(facts, now)
+        todo = plan(self.pod, seen)
+        self._take_holds(todo)
+        for action in todo:
+            if isinstance(action, actions.Hold | actions.Wait | actions.Finished):
+                continue
+            self._begin(action)
+        self._report(facts, seen)
+        self._set_timer(todo, now)
+        if any(isinstance(action, actions.Finished) for action in todo) and not self._jobs:
+            self._finish()
+
+    def _facts(self, now: float) -> PodFacts:
+        """The facts with termination messages filled in; notes when each exit was first seen."""
+        facts, memory = self._ports.observer.of(self.uid), self.memory
+        containers = []
+        for fact in facts.containers:
+            if fact.dead:
+                if fact.id not in memory.exits:
+                    ago = max(0.0, self._ports.clock.now() - fact.finished_at) if fact.finished_at else 0.0
+                    memory.exits[fact.id] = now - (0.0 if fact.id in memory.own else ago)
+                    memory.messages[fact.id] = fact.message or termination_message(
+                        self.pod, fact, self._ports.settings
+                    )
+                fact = dataclasses.replace(fact, message=memory.messages.get(fact.id, ""))
+            containers.append(fact)
+        return dataclasses.replace(facts, containers=tuple(containers))
+
+    def _decide(self, facts: PodFacts, now: float) -> None:
+        """Whether the pod has to stop, and by when."""
+        memory, meta = self.memory, self.pod.metadata
+        self._check_deadline(now)
+        over = (
+            memory.verdict is not None or memory.status.phase in TERMINAL or self.pod.status.phase in TERMINAL
+        )
+        release = self.removed or meta.deletion_timestamp is not None
+        if not (over or release):
+            return
+        grace = spec.grace_seconds(self.pod)
+        if memory.stop is None:
+            memory.stop = actions.Stop(began=now, grace=float(grace), release=release)
+            self._ports.probes.terminating(self.uid)
+            for job in list(self._jobs.values()):
+                if job.yields:
+                    job.task.cancel()
+        elif memory.stop_grace is not None and grace < memory.stop_grace:
+            memory.stop = actions.Stop(began=now, grace=float(grace), release=release)
+        elif release and not memory.stop.release:
+            memory.stop = dataclasses.replace(memory.stop, release=True)
+        memory.stop_grace = grace
+        for fact in facts.containers:
+            job = self._jobs.get(f"start:{fact.name}")
+            if job is not None and fact.dead and fact.id in memory.hooking:
+                job.task.cancel()  # its postStart hook has nothing left to run in
+
+    def _check_deadline(self, now: float) -> None:
+        limit = self.pod.spec.active_deadline_seconds
+        if limit is None or self.memory.verdict is not None or self.memory.status.phase in TERMINAL:
+            return
+        if self.memory.deadline is None:
+            began = parse_time(self.memory.status.start_time or self.pod.status.start_time)
+            age = max(0.0, self._ports.clock.now() - began) if began else 0.0
+            self.memory.deadline = now - age + limit
+        if now >= self.memory.deadline:
+            self.memory.verdict = DEADLINE
+            self._executor.say(self.pod, "Normal", DEADLINE.reason, DEADLINE.message)
+
+    def _sync_probes(self, facts: PodFacts) -> None:
+        """Probe what runs and only that."""
+        memory, probes = self.memory, self._ports.probes
+        running = {c.id: c for c in facts.containers if c.state is State.RUNNING}
+        for gone in memory.probed - running.keys():
+            probes.remove(gone)
+            memory.probed.discard(gone)
+        box = facts.sandbox
+        ips = self._executor.pod_ips(self.pod, box.ips if box else ())
+        for fact in running.values():
+            container = spec.find_container(self.pod, fact.name)
+            if (
+                fact.id in memory.probed
+                or container is None
+                or (memory.stop is not None and memory.stop.release)
+            ):
+                continue
+            memory.probed.add(fact.id)
+            probes.add(
+                self.pod,
+                container,
+                container_id=fact.id,
+                pod_ip=ips[0] if ips else "",
+                started_at=fact.started_at,
+                known=None if fact.id in memory.own else self._known(fact),
+            )
+
+    def _known(self, fact: ContainerFact) -> dict[Kind, bool]:
+        """Probe states of a container that ran before this agent process, from the status it reported."""
+        status = self.pod.status
+        for old in (*status.container_statuses, *status.init_container_statuses):
+            if old.name == fact.name and old.container_id.endswith(f"//{fact.id}"):
+                return {Kind.STARTUP: bool(old.started), Kind.READINESS: old.ready, Kind.LIVENESS: True}
+        return {}
+
+    def _observe(self, facts: PodFacts, now: float) -> actions.Observed:
+        memory = self.memory
+        return actions.Observed(
+            now=now,
+            facts=facts,
+            jobs={key: job.aim for key, job in self._jobs.items()},
+            volumes=memory.volumes,
+            images={name: image.id for name, image in memory.images.items()},
+            failures=dict(memory.failures),
+            exits=dict(memory.exits),
+            backoffs=dict(memory.backoffs),
+            started=self._started(facts),
+            condemned=dict(memory.condemned),
+            stop=memory.stop,
+            cgroup=memory.cgroup,
+        )
+
+    def _started(self, facts: PodFacts) -> frozenset[str]:
+        return frozenset(
+            c.id
+            for c in facts.containers
+            if c.state is State.RUNNING
+            and c.id not in self.memory.hooking
+            and self._ports.probes.started(c.id)
+        )
+
+    def _take_holds(self, todo: list[actions.Action]) -> None:
+        """Remember why containers do not run; say it once as an event when a back-off begins."""
+        holds = {a.container: (a.reason, a.message) for a in todo if isinstance(a, actions.Hold)}
+        for name, (reason, message) in holds.items():
+            if self.memory.holds.get(name, ("", ""))[0] == reason:
+                continue
+            if reason == "CrashLoopBackOff":
+                text = f"Back-off restarting failed container {name} in pod {spec.full_name(self.pod)}"
+                self._executor.say(self.pod, "Warning", "BackOff", text, container=name)
+            elif reason == "ImagePullBackOff":
+                self._executor.say(self.pod, "Normal", "BackOff", message.partition(": ")[0], container=name)
+        self.memory.holds = holds
+
+    # --- jobs ---------------------------------------------------------------------------------------------
+
+    def _begin(self, action: actions.Job) -> None:
+        known = self._jobs.get(action.key)
+        if known is not None:
+            if not isinstance(action, actions.KillContainer):
+                return
+            # A shorter grace than the one under way: start over, without running the hook again.
+            known.task.cancel()
+            action = dataclasses.replace(action, hook=False)
+        aim = action.deadline if isinstance(action, actions.KillContainer) else None
+        yields = isinstance(action, actions.PullImage | actions.PrepareVolumes)
+        task = asyncio.create_task(self._run_job(action), name=f"pod {self.uid} {action.key}")
+        self._jobs[action.key] = _Job(task, aim, yields)
+
+    async def _run_job(self, action: actions.Job) -> None:
+        key, failures = action.key, self.memory.failures
+        try:
+            await self._perform(action)
+            failures.pop(key, None)
+        except JobFailed as exc:
+            self._note_failure(key, exc)
+        except Exception as exc:
+            # As in _drain: a mistake in one pod's job stays with that pod, and is told.
+            log.exception("pod job failed pod=%s job=%s", spec.full_name(self.pod), key)
+            self._executor.say(self.pod, "Warning", "FailedSync", f"{key}: {exc}")
+            self._note_failure(key, JobFailed("FailedSync", str(exc), maximum=60.0))
+        finally:
+            current = self._jobs.get(key)
+            if current is not None and current.task is asyncio.current_task():
+                del self._jobs[key]
+                self.poke()
+
+    def _note_failure(self, key: str, exc: JobFailed) -> None:
+        before = self.memory.failures.get(key)
+        count = before.count + 1 if before else 1
+        now = self._ports.clock.monotonic()
+        self.memory.failures[key] = actions.Failure(
+            reason=exc.reason,
+            message=exc.message,
+            failed=now,
+            retry=now + retry_delay(count, first=exc.first, maximum=exc.maximum),
+            count=count,
+            later=exc.later,
+        )
+
+    def _perform(self, action: actions.Job) -> Coroutine[Any, Any, None]:
+        do, pod, memory = self._executor, self.pod, self.memory
+        match action:
+            case actions.PrepareVolumes():
+                return do.prepare_volumes(pod, memory)
+            case actions.RunSandbox():
+                return do.run_sandbox(pod, action)
+            case actions.PullImage():
+                container = spec.find_container(pod, action.container)
+                assert container is not None
+                return do.pull_image(pod, container, memory)
+            case actions.StartContainer():
+                return start_container(do, pod, action, memory)
+            case actions.KillContainer():
+                return do.kill(pod, action, memory)
+            case actions.RemoveContainer():
+                return do.remove_container(pod, action)
+            case actions.StopSandbox():
+                return do.stop_sandbox(pod, action)
+            case actions.RemoveSandbox():
+                return do.remove_sandbox(pod, action)
+            case actions.TeardownVolumes():
+                return do.teardown_volumes(pod, memory)
+            case actions.RemoveCgroup():
+                return do.remove_cgroup(pod, memory)
+
+    # --- reporting ----------------------------------------------------------------------------------------
+
+    def _report(self, facts: PodFacts, seen: actions.Observed) -> None:
+        memory = self.memory
+        quiet = not any(c.alive for c in facts.containers) and not any(
+            key == "sandbox" or key.startswith(("start:", "kill:")) for key in self._jobs
+        )
+        over = quiet and (memory.stop is not None or finished(self.pod, facts))
+        started = self._started(facts)
+        view = ContainerView(
+            holds=memory.holds,
+            started=started,
+            ready=frozenset(i for i in started if self._ports.probes.ready(i)),
+            stopping=memory.stop is not None,
+        )
+        if (
+            memory.stop is not None
+            and memory.stop.release
+            and facts.empty
+            and memory.status.phase in TERMINAL
+        ):
+            return  # the last word was said while the containers were still known
+        status = pod_status(
+            self.pod,
+            StatusInput(
+                now=self._ports.clock.now(),
+                facts=facts,
+                previous=memory.status,
+                runtime_name=self._ports.runtime_name,
+                host_ips=self._ports.settings.host_ips,
+                containers=view,
+                verdict=memory.verdict,
+                over=over,
+            ),
+        )
+        memory.status = status
+        if not self.removed:
+            routine = status.phase == "Pending" and not memory.holds and memory.stop is None
+            self._ports.statuses.put(self.pod, status, soon=not routine)
+
+    def _set_timer(self, todo: list[actions.Action], now: float) -> None:
+        times = [a.until for a in todo if isinstance(a, actions.Hold | actions.Wait) and a.until is not None]
+        if self.memory.deadline is not None and self.memory.stop is None:
+            times.append(self.memory.deadline)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if times:
+            self._timer = asyncio.create_task(self._ring(min(times) - now), name=f"pod {self.uid} timer")
+
+    async def _ring(self, seconds: float) -> None:
+        await self._ports.clock.sleep(seconds)
+        self._timer = None
+        self.poke()
+
+    def _finish(self) -> None:
+        """Nothing is left here: delete the object, or, where that is gone too, end this worker."""
+        if not self.removed:
+            self._ports.statuses.finish(self.pod)
+            return
+        self.memory.finished = True
+        self._ports.probes.remove_pod(self.uid)
+        self._executor.sweep(self.pod)
+        self._on_finished(self.uid)

@@ -1,0 +1,116 @@
+"""The cgroups a node keeps above its containers: `kubepods`, one a QoS class, one a pod.
+
+Layout as kubelet's cgroupfs driver makes it: `<root>/kubepods/pod<uid>` for Guaranteed pods, and
+`<root>/kubepods/{burstable,besteffort}/pod<uid>`. Paths are relative to every hierarchy's mount, which is also
+what CRI's cgroup_parent means. The containers' own cgroups below are the runtime's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from fractions import Fraction
+from typing import Protocol
+
+from agent.api.structs import Pod
+from agent.resources import qos
+from host.cgroups import Resources
+
+_LEVELS = {qos.GUARANTEED: "", qos.BURSTABLE: "/burstable", qos.BEST_EFFORT: "/besteffort"}
+
+
+class CgroupPort(Protocol):
+    """What is used of host.cgroups.Cgroups."""
+
+    def create(self, path: str, resources: Resources | None = None) -> None:
+        """Make a cgroup and its parents, with limits."""
+
+    def update(self, path: str, resources: Resources) -> None:
+        """Change limits."""
+
+    def remove(self, path: str) -> None:
+        """Kill what is in it and remove it."""
+
+
+def kubepods_path(root: str, kind: str) -> str:
+    """The cgroup of a QoS class below the node's cgroup root."""
+    return f"{root.rstrip('/')}/kubepods{_LEVELS[kind]}"
+
+
+def pod_path(root: str, pod: Pod) -> str:
+    """The pod's cgroup."""
+    return f"{kubepods_path(root, qos.qos_class(pod))}/pod{pod.metadata.uid}"
+
+
+def pod_resources(
+    pod: Pod, *, pids_limit: int = -1, cpu_quota: bool = True, period_us: int = 100_000
+) -> Resources:
+    """Limits of the pod's cgroup: the sum of its containers', where every container has one."""
+    requests, limits = qos.pod_requests(pod), qos.pod_limits(pod)
+    kind = qos.qos_class(pod)
+    shares = qos.MIN_SHARES if kind == qos.BEST_EFFORT else qos.cpu_shares(requests.get("cpu", Fraction(0)))
+    quota = qos.cpu_quota_us(limits["cpu"], period_us) if cpu_quota and limits.get("cpu") else None
+    return Resources(
+        cpu_shares=shares,
+        cpu_quota_us=quota,
+        cpu_period_us=period_us if quota is not None else None,
+        memory_limit=int(limits["memory"]) if limits.get("memory") else None,
+        pids_limit=pids_limit if pids_limit > 0 else None,
+    )
+
+
+class PodCgroups:
+    """Makes and removes pod cgroups below one root; nothing outside it is ever touched."""
+
+    def __init__(
+        self,
+        *,
+        cgroups: CgroupPort,
+        root: str,
+        pids_limit: int = -1,
+        cpu_quota: bool = True,
+        period_us: int = 100_000,
+    ) -> None:
+        self._cgroups = cgroups
+        self._root = root
+        self._pids_limit = pids_limit
+        self._cpu_quota = cpu_quota
+        self._period_us = period_us
+        self._burstable: dict[str, Fraction] = {}
+        self._levels = False
+
+    def ensure_levels(self) -> None:
+        """Make `kubepods` and the QoS levels below it. Raises HostError."""
+        for kind in (qos.GUARANTEED, qos.BURSTABLE, qos.BEST_EFFORT):
+            resources = Resources(cpu_shares=qos.MIN_SHARES) if kind != qos.GUARANTEED else None
+            self._cgroups.create(kubepods_path(self._root, kind), resources)
+        self._levels = True
+
+    def path(self, pod: Pod) -> str:
+        """The pod's cgroup, whether it exists or not."""
+        return pod_path(self._root, pod)
+
+    def create(self, pod: Pod) -> str:
+        """Make the pod's cgroup with its limits; safe to repeat. Answers its path. Raises HostError."""
+        if not self._levels:
+            self.ensure_levels()
+        resources = pod_resources(
+            pod, pids_limit=self._pids_limit, cpu_quota=self._cpu_quota, period_us=self._period_us
+        )
+        self._cgroups.create(self.path(pod), resources)
+        if qos.qos_class(pod) == qos.BURSTABLE:
+            self._burstable[pod.metadata.uid] = qos.pod_requests(pod).get("cpu", Fraction(0))
+            self._weigh_burstable()
+        return self.path(pod)
+
+    async def remove(self, pod: Pod) -> None:
+        """Kill and remove the pod's cgroup; a missing one is removed already. Raises HostError."""
+        if self._burstable.pop(pod.metadata.uid, None) is not None:
+            self._weigh_burstable()
+        # Waits for the last process to be reaped, so not in the event loop.
+        await asyncio.to_thread(self._cgroups.remove, self.path(pod))
+
+    def _weigh_burstable(self) -> None:
+        # The level's weight is the sum of its pods', so that best-effort pods cannot crowd them out.
+        total = sum(self._burstable.values(), Fraction(0))
+        level = kubepods_path(self._root, qos.BURSTABLE)
+        self._cgroups.update(level, Resources(cpu_shares=qos.cpu_shares(total)))

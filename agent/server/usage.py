@@ -1,0 +1,197 @@
+"""CPU and memory of node, pods and containers: from the runtime and /proc to metrics and summary. Pure but
+`read_node`.
+
+Times are the runtime's own (Unix nanoseconds), because metrics-server computes rates from them.
+
+Source: k8s.io/kubernetes/pkg/kubelet/metrics/collectors/resource_metrics.go,
+k8s.io/kubelet/pkg/apis/stats/v1alpha1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.api.meta import JSON
+from agent.api.times import format_time
+from agent.server.exposition import Family, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Usage of one thing. CPU in core-nanoseconds since its start, memory in bytes, `time` in Unix
+    nanoseconds."""
+
+    time: int
+    cpu: int | None
+    working_set: int | None
+    started: float = 0.0
+    """Unix seconds; 0: unknown."""
+    swap: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ContainerReading:
+    """Usage of one container, under the names Kubernetes gives it."""
+
+    namespace: str
+    pod: str
+    uid: str
+    container: str
+    usage: Reading
+
+
+def read_node(now: float, *, proc: Path = Path("/proc")) -> Reading:
+    """Usage of the whole machine: all busy time of /proc/stat; used memory less the inactive page cache."""
+    fields = [int(word) for word in (proc / "stat").read_text().split("\n", 1)[0].split()[1:]]
+    # user nice system idle iowait irq softirq steal: all but idle and iowait
+    busy = sum(fields[:3]) + sum(fields[5:8])
+    found = re.findall(r"^([\w()]+):\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    memory = {name: int(size) * 1024 for name, size in found}
+    used = memory["MemTotal"] - memory["MemFree"] - memory.get("Inactive(file)", 0)
+    boot = re.search(r"^btime (\d+)$", (proc / "stat").read_text(), re.MULTILINE)
+    return Reading(
+        time=int(now * 1e9),
+        cpu=busy * 1_000_000_000 // os.sysconf("SC_CLK_TCK"),
+        working_set=used,
+        started=float(boot[1]) if boot else 0.0,
+    )
+
+
+def resource_metrics(
+    node: Reading | None, containers: Sequence[ContainerReading], *, error: bool
+) -> tuple[Family, ...]:
+    """The families of /metrics/resource, in kubelet's order and with its names."""
+    nodes = [node] if node else []
+    pods = _pods(containers)
+
+    def cpu(usage: Reading, **labels: str) -> Sample:
+        return Sample((usage.cpu or 0) / 1e9, labels, usage.time // 1_000_000)
+
+    def memory(usage: Reading, **labels: str) -> Sample:
+        return Sample(usage.working_set or 0, labels, usage.time // 1_000_000)
+
+    return (
+        Family(
+            "container_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+            tuple(cpu(c.usage, **_labels(c)) for c in containers if c.usage.cpu is not None),
+        ),
+        Family(
+            "container_memory_working_set_bytes",
+            "gauge",
+            "[STABLE] Current working set of the container in bytes",
+            tuple(memory(c.usage, **_labels(c)) for c in containers if c.usage.working_set is not None),
+        ),
+        Family(
+            "container_start_time_seconds",
+            "gauge",
+            "[STABLE] Start time of the container since unix epoch in seconds",
+            tuple(Sample(c.usage.started, _labels(c)) for c in containers if c.usage.started),
+        ),
+        Family(
+            "node_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+            tuple(cpu(usage) for usage in nodes),
+        ),
+        Family(
+            "node_memory_working_set_bytes",
+            "gauge",
+            "[STABLE] Current working set of the node in bytes",
+            tuple(memory(usage) for usage in nodes),
+        ),
+        Family(
+            "pod_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+            tuple(cpu(usage, namespace=ns, pod=pod) for (ns, pod, _), usage in pods.items()),
+        ),
+        Family(
+            "pod_memory_working_set_bytes",
+            "gauge",
+            "[STABLE] Current working set of the pod in bytes",
+            tuple(memory(usage, namespace=ns, pod=pod) for (ns, pod, _), usage in pods.items()),
+        ),
+        Family(
+            "resource_scrape_error",
+            "gauge",
+            "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+            (Sample(1 if error else 0),),
+        ),
+        Family(
+            "scrape_error",
+            "gauge",
+            "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise",
+            (Sample(1 if error else 0),),
+        ),
+    )
+
+
+def _labels(reading: ContainerReading) -> dict[str, str]:
+    return {"container": reading.container, "namespace": reading.namespace, "pod": reading.pod}
+
+
+def _pods(containers: Sequence[ContainerReading]) -> dict[tuple[str, str, str], Reading]:
+    """Pods' usage as the sum of their containers', at the time of the oldest of them."""
+    result: dict[tuple[str, str, str], Reading] = {}
+    for item in containers:
+        key = (item.namespace, item.pod, item.uid)
+        before = result.get(key)
+        usage = item.usage
+        if before is not None:
+            usage = Reading(
+                time=min(before.time, usage.time),
+                cpu=(before.cpu or 0) + (usage.cpu or 0),
+                working_set=(before.working_set or 0) + (usage.working_set or 0),
+                started=min(before.started, usage.started),
+            )
+        result[key] = usage
+    return result
+
+
+def summary(
+    node_name: str, node: Reading, containers: Sequence[ContainerReading], *, filesystem: dict[str, int]
+) -> JSON:
+    """The body of /stats/summary: CPU, memory and the node's file system."""
+    pods = _pods(containers)
+    return {
+        "node": {
+            "nodeName": node_name,
+            "startTime": format_time(node.started),
+            "cpu": _cpu(node),
+            "memory": _memory(node),
+            "fs": {"time": format_time(node.time / 1e9), **filesystem},
+        },
+        "pods": [
+            {
+                "podRef": {"name": pod, "namespace": namespace, "uid": uid},
+                "startTime": format_time(usage.started),
+                "cpu": _cpu(usage),
+                "memory": _memory(usage),
+                "containers": [
+                    {
+                        "name": item.container,
+                        "startTime": format_time(item.usage.started),
+                        "cpu": _cpu(item.usage),
+                        "memory": _memory(item.usage),
+                    }
+                    for item in containers
+                    if item.uid == uid
+                ],
+            }
+            for (namespace, pod, uid), usage in pods.items()
+        ],
+    }
+
+
+def _cpu(usage: Reading) -> JSON:
+    return {"time": format_time(usage.time / 1e9), "usageCoreNanoSeconds": usage.cpu or 0}
+
+
+def _memory(usage: Reading) -> JSON:
+    return {"time": format_time(usage.time / 1e9), "workingSetBytes": usage.working_set or 0}

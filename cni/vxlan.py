@@ -1,0 +1,192 @@
+"""The overlay as data: which kernel entries make the pods of other nodes reachable, and how to get there.
+
+For a peer with pod range 10.244.2.0/24 behind the node address 192.0.2.12, whose VXLAN device has the MAC M,
+this node needs three entries, in flannel's layout so that its nodes and ours can share a cluster:
+
+    route      10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink    what goes through the tunnel
+    neighbour  10.244.2.0 is M on flannel.1                         the inner destination MAC
+    FDB        M is at 192.0.2.12 on flannel.1                      the outer destination address
+
+Two entries and a route for each peer, none for each pod, and no flooding or learning: tables stay as small
+as the cluster, and nothing depends on what some pod said last.
+
+Order is an invariant. A packet uses route, neighbour, FDB in this order, so they are set in the opposite one:
+neighbour, FDB, route; otherwise the first packets would be dropped, and the kernel would remember the failed
+neighbour. Removal is the mirror: route, FDB, neighbour. Additions come before removals, so that a range that
+moves from one peer to another is never without a way.
+
+Everything here is pure. Not for: reading Nodes (agent.overlay.peers) and talking to the kernel.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from host import rtnl
+from host.rtnl import IPAddress, IPInterface, IPNetwork, Link, Request, Route
+
+ROUTE_PROTOCOL = 110
+"""Marks routes as ours (`ip route show proto 110`); not taken in /etc/iproute2/rt_protos."""
+
+OVERHEAD = 50
+"""Bytes that VXLAN over IPv4 adds to a frame's payload: Ethernet 14, IPv4 20, UDP 8, VXLAN 8."""
+
+
+@dataclass(frozen=True, order=True)
+class Arp:
+    """A permanent neighbour entry on the VXLAN device."""
+
+    address: IPAddress
+    mac: str
+
+
+@dataclass(frozen=True, order=True)
+class Fdb:
+    """A permanent forwarding entry of the VXLAN device: frames for `mac` go to `host`."""
+
+    mac: str
+    host: IPAddress
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another node: where it is, and which pods live there."""
+
+    name: str
+    host: IPAddress  # its address in the underlay
+    subnets: tuple[IPNetwork, ...]
+    mac: str = ""  # of its VXLAN device; '' to reach it by plain routes
+
+
+@dataclass(frozen=True)
+class Device:
+    """The VXLAN device as it shall be."""
+
+    name: str
+    vni: int
+    port: int
+    underlay: int  # index of the device that carries the tunnel
+    local: IPAddress  # this node's address there
+    mac: str
+    mtu: int
+    address: IPInterface  # the first address of the node's pod range, as a single address
+
+
+@dataclass(frozen=True)
+class Entries:
+    """All entries of the overlay: those wanted, or those that the kernel lists as ours."""
+
+    arps: frozenset[Arp] = frozenset()
+    fdbs: frozenset[Fdb] = frozenset()
+    routes: frozenset[Route] = frozenset()
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step: set an entry (replacing one in its place), or remove it."""
+
+    entry: Arp | Fdb | Route
+    remove: bool = False
+
+
+def desired(
+    peers: Iterable[Peer], *, device: int, underlay: int, own: Iterable[IPNetwork] = ()
+) -> tuple[Entries, list[str]]:
+    """The entries for these peers, and what is wrong with those that are left out.
+
+    Args:
+        peers: in any order; of two that claim the same range or MAC the first by name has it.
+        device: index of the VXLAN device (0 where all peers are reached by plain routes).
+        underlay: index of the device that the nodes' own network is on.
+        own: this node's pod ranges, which no peer can have.
+    """
+    own = tuple(own)
+    arps: dict[IPAddress, Arp] = {}
+    fdbs: dict[str, Fdb] = {}
+    routes: dict[IPNetwork, Route] = {}
+    problems = []
+    for peer in sorted(peers, key=lambda peer: peer.name):
+        taken = [net for net in peer.subnets if any(_overlap(net, other) for other in (*own, *routes))]
+        if taken or not peer.subnets:
+            problems.append(f"node {peer.name}: pod range {taken[0] if taken else 'missing'} is not free")
+            continue
+        if peer.mac and peer.mac in fdbs:
+            problems.append(f"node {peer.name}: VXLAN device has the MAC {peer.mac} of another node")
+            continue
+        if peer.mac:
+            fdbs[peer.mac] = Fdb(peer.mac, peer.host)
+        for net in peer.subnets:
+            if peer.mac:
+                gateway = net.network_address
+                arps[gateway] = Arp(gateway, peer.mac)
+                routes[net] = Route(net, device, gateway, ROUTE_PROTOCOL, True)
+            else:
+                routes[net] = Route(net, underlay, peer.host, ROUTE_PROTOCOL, False)
+    return Entries(frozenset(arps.values()), frozenset(fdbs.values()), frozenset(routes.values())), problems
+
+
+def plan(wanted: Entries, actual: Entries) -> list[Op]:
+    """The steps from `actual` to `wanted`, in the order that the module's text states; [] when equal."""
+    sets = [
+        *(Op(arp) for arp in sorted(wanted.arps - actual.arps)),
+        *(Op(fdb) for fdb in sorted(wanted.fdbs - actual.fdbs)),
+        *(Op(route) for route in _sorted(wanted.routes - actual.routes)),
+    ]
+    # Setting an entry replaces the one with the same key: removing that one afterwards would hit the new one.
+    destinations = {route.destination for route in wanted.routes}
+    macs, addresses = {fdb.mac for fdb in wanted.fdbs}, {arp.address for arp in wanted.arps}
+    removes = [
+        *(r for r in _sorted(actual.routes - wanted.routes) if r.destination not in destinations),
+        *(fdb for fdb in sorted(actual.fdbs - wanted.fdbs) if fdb.mac not in macs),
+        *(arp for arp in sorted(actual.arps - wanted.arps) if arp.address not in addresses),
+    ]
+    return sets + [Op(entry, remove=True) for entry in removes]
+
+
+def request(op: Op, *, device: int) -> Request:
+    """The kernel request of one step; neighbours and FDB entries are those of `device`."""
+    entry = op.entry
+    if isinstance(entry, Arp):
+        return rtnl.neighbour(device, entry.address, entry.mac, remove=op.remove)
+    if isinstance(entry, Fdb):
+        return rtnl.fdb(device, entry.mac, entry.host, remove=op.remove)
+    return rtnl.route(entry, remove=op.remove)
+
+
+def incompatible(link: Link, wanted: Device) -> str:
+    """Why an existing device cannot be kept, as text for a log; '' when it can.
+
+    Only what the kernel cannot change in place counts: address, MAC and MTU are simply set.
+    """
+    if link.kind != "vxlan":
+        return f"it is a {link.kind or 'hardware'} device"
+    data = dict(link.data)
+    facts = (
+        ("VNI", _number("=I", data.get(rtnl.IFLA_VXLAN_ID)), wanted.vni),
+        ("port", _number("!H", data.get(rtnl.IFLA_VXLAN_PORT)), wanted.port),
+        ("underlay device", _number("=I", data.get(rtnl.IFLA_VXLAN_LINK)), wanted.underlay),
+        ("learning", _number("=B", data.get(rtnl.IFLA_VXLAN_LEARNING)), 0),
+    )
+    for name, found, right in facts:
+        if found != right:
+            return f"its {name} is {found}, not {right}"
+    local = data.get(rtnl.IFLA_VXLAN_LOCAL) or data.get(rtnl.IFLA_VXLAN_LOCAL6)
+    if local != wanted.local.packed:
+        found_local = ipaddress.ip_address(local) if local else "not set"
+        return f"its local address is {found_local}, not {wanted.local}"
+    return ""
+
+
+def _number(layout: str, raw: bytes | None) -> int:
+    return int(struct.unpack(layout, raw)[0]) if raw and len(raw) == struct.calcsize(layout) else 0
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _sorted(routes: Iterable[Route]) -> list[Route]:
+    return sorted(routes, key=lambda r: (r.destination.version, int(r.destination.network_address), r.index))

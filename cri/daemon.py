@@ -1,0 +1,171 @@
+"""The parts of `nodelet-cri` put together, started in order, and stopped in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from grpc import aio
+
+from cri.config import RUNTIME_NAME, Settings, host_port
+from cri.images.store import ImageStore
+from cri.network import Network
+from cri.runtime.client import Runtime, Spawner
+from cri.server.container_events import follow_runtime
+from cri.server.core import Core
+from cri.server.restart import recover
+from cri.server.service import register
+from cri.state.store import Store
+from cri.streaming.server import StreamServer
+from cri.streaming.tokens import Tokens
+from host.cgroups import Cgroups
+from host.clocks import SystemClock
+from host.errors import InputError
+from host.files import locked
+
+log = logging.getLogger(__name__)
+
+_MESSAGE_LIMIT = 16 << 20
+_GRACE_SECONDS = 2.0
+
+
+class Daemon:
+    """One CRI server on one socket and one state folder, whose lock the caller holds."""
+
+    def __init__(self, settings: Settings, *, spawner: Any) -> None:
+        """Nothing happens before `run`."""
+        self._settings = settings
+        self._spawner: Spawner = spawner
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Recover, serve until `stop` is set, then leave; sandboxes and containers go on.
+
+        Raises:
+            InputError: the socket or the stream port belongs to somebody else.
+            HostError: the machine refused.
+        """
+        settings = self._settings
+        clock = SystemClock()
+        cgroups = Cgroups(settings.cgroup_root)
+        images = ImageStore(
+            settings.root / "images",
+            registry_config_dir=settings.registry_config_dir,
+            pinned=settings.pinned_images,
+        )
+        store = Store(settings.state)
+        store.load()
+        tokens = Tokens(clock)
+        host, port = host_port(settings.stream_address)
+        async with contextlib.AsyncExitStack() as stack:
+            await images.open()
+            stack.push_async_callback(images.close)
+            runtime = Runtime(settings.state / "runtime", spawner=self._spawner, cgroups=cgroups)
+            stack.push_async_callback(runtime.close)
+            streams = StreamServer(tokens=tokens, runtime=runtime, store=store)
+            stream_url = await streams.start(host, port)
+            stack.push_async_callback(streams.close)
+            core = Core(
+                settings=settings,
+                store=store,
+                runtime=runtime,
+                images=images,
+                network=Network(conf_dir=settings.cni_conf_dir, bin_dir=settings.cni_bin_dir),
+                cgroups=cgroups,
+                clock=clock,
+                tokens=tokens,
+                boot_id=boot_id(),
+                stream_url=stream_url,
+            )
+            follower = asyncio.create_task(follow_runtime(core))
+            stack.push_async_callback(_cancel, follower)
+            await recover(core)
+            await stack.enter_async_context(_grpc_server(core))
+            _notify("READY=1")
+            log.info("%s serves %s, streams at %s", RUNTIME_NAME, settings.listen, stream_url)
+            await _until(stop, follower)
+            _notify("STOPPING=1")
+            core.events.close()
+            await core.joined.settle()
+
+
+def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """The kernel's name for this boot."""
+    return path.read_text(encoding="ascii").strip()
+
+
+async def _until(stop: asyncio.Event, follower: asyncio.Task[None]) -> None:
+    """Wait for the stop signal; should the event follower end first, its error ends the daemon too."""
+    waiting = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({waiting, follower}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if follower in done:
+        follower.result()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@contextlib.asynccontextmanager
+async def _grpc_server(core: Core) -> AsyncIterator[None]:
+    """The CRI socket: mode 0600, a stale one replaced, a live one respected."""
+    path = core.settings.socket_path
+    server = aio.server(
+        options=(
+            ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
+            ("grpc.max_send_message_length", _MESSAGE_LIMIT),
+            ("grpc.so_reuseport", 0),
+        )
+    )
+    register(core, server)
+    with locked(path.with_name(path.name + ".lock")):
+        await asyncio.to_thread(_clear_socket, path)
+        # umask 077 is in force, so the socket is born 0600.
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as exc:
+            raise InputError(f"cannot listen on {path}: choose another --listen") from exc
+        await server.start()
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        await server.stop(_GRACE_SECONDS)
+
+
+def _clear_socket(path: Path) -> None:
+    """Unlink a socket nobody listens on.
+
+    Raises:
+        InputError: somebody does, or the path is no socket.
+    """
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise InputError(f"{path} exists and is not a socket: remove it or set --listen")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise InputError(f"another program listens on {path}: stop it or set --listen")
+
+
+def _notify(words: str) -> None:
+    """Tell systemd (sd_notify(3)), where it started us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(words.encode())

@@ -1,0 +1,103 @@
+"""`nodelet-cri`: from a command line to a served CRI socket.
+
+The order matters: the spawner starts first, from a process that has neither threads nor gRPC in it; then the
+lock on the state folder; then everything else. What a person can do wrong ends as one line on standard error.
+
+Exit status: 0 after SIGTERM or SIGINT, 1 when the machine or another program is in the way, 2 for a wrong
+flag or setting.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cri.config import Settings, parse
+from host.errors import Busy, HostError, InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["image"]:
+        from cri.images.cli import main as image_main
+
+        return int(image_main(words[1:]) or 0)
+    try:
+        settings = parse(words)
+        check_machine(settings)
+        return run(settings)
+    except InputError as exc:
+        print(f"nodelet-cri: {exc}", file=sys.stderr)
+        return 2
+    except (HostError, OSError) as exc:
+        print(f"nodelet-cri: {exc}", file=sys.stderr)
+        return 1
+
+
+def check_machine(settings: Settings, *, proc: Path = Path("/proc")) -> None:
+    """See whether this machine can run containers at all.
+
+    Raises:
+        InputError: what is missing, and how to get it.
+    """
+    if os.geteuid() != 0:
+        raise InputError("must run as root: containers need namespaces, mounts and cgroups")
+    filesystems = (proc / "filesystems").read_text(encoding="ascii").split()
+    if "overlay" not in filesystems:
+        raise InputError("the kernel has no overlay file system: run `modprobe overlay`")
+    if (
+        not (settings.cgroup_root / "cgroup.controllers").exists()
+        and not (settings.cgroup_root / "memory").exists()
+    ):
+        raise InputError(f"no cgroups in {settings.cgroup_root}: mount cgroup2 there, or set --cgroup-root")
+
+
+def run(settings: Settings) -> int:
+    """Start the spawner, lock the state folder and serve until a signal says stop."""
+    from cri.runtime.client import launch_spawner
+    from host.files import locked
+
+    os.umask(0o077)
+    spawner = launch_spawner()
+    try:
+        for folder in (settings.root, settings.state, settings.socket_path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (settings.root, settings.state):
+            folder.chmod(0o700)
+        try:
+            with locked(settings.state / "lock"):
+                return _serve(settings, spawner)
+        except Busy as exc:
+            raise InputError(f"another nodelet-cri uses {settings.state}: stop it or set --state") from exc
+    finally:
+        spawner.close()
+
+
+def _serve(settings: Settings, spawner: object) -> int:
+    import asyncio
+    import logging
+
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    from cri.daemon import Daemon
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await Daemon(settings, spawner=spawner).run(stop)
+
+    asyncio.run(serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A further process in a running container, as its supervisor sees it; it belongs to one connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+
+from cri.runtime import init, namespaces, wire
+from cri.runtime.container import ATTACHED, fork_into
+from host.errors import from_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cri.runtime.connection import Answer, Connection
+    from cri.runtime.container import Container
+    from cri.runtime.loop import Loop
+
+
+class Execution:
+    """Started at once; its streams go to the client as descriptors and never pass through here."""
+
+    def __init__(self, loop: Loop, container: Container, request: dict[str, Any], answer: Answer) -> None:
+        """`request`: what `messages.exec_request` writes."""
+        if container.exit is not None or not container.started_at:
+            raise from_errno(errno.ESRCH, f"exec in container {container.id}: it is not running")
+        self._loop = loop
+        self._request = request
+        self._answer: Answer | None = answer
+        self._error: dict[str, Any] = {}
+        self.connection: Connection = answer.connection
+        self.container = container
+        self.id: int = request["exec"]
+        self._names: list[str] = []
+        self._fds: list[int] = []
+        stdio = self._make_stdio()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.pid = self._fork(stdio, theirs)
+        except OSError:
+            self._control.close()
+            self._close_fds()
+            raise
+        finally:
+            theirs.close()
+            for fd in set(stdio):
+                os.close(fd)
+        loop.watch(self._control.fileno(), self._told)
+        self._place()
+
+    def _fork(self, stdio: tuple[int, int, int], theirs: socket.socket) -> int:
+        pid = fork_into(self.container.pidfd)
+        if pid == 0:
+            spec = {**self.container.spec, "who": self.container.who}
+            spec.update(argv=self._request["argv"], tty=self._request["tty"])
+            init.run_exec(spec, theirs.fileno(), stdio, self.container.pidfd)
+        return pid
+
+    def _make_stdio(self) -> tuple[int, int, int]:
+        null = os.open(b"/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        if self._request["tty"]:
+            return null, null, null
+        chosen = [null, null, null]
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            if not self._request[name]:
+                continue
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs, ours = (read, write) if name == "stdin" else (write, read)
+            os.set_blocking(ours, False)
+            chosen[number] = theirs
+            self._names.append(name)
+            self._fds.append(ours)
+        if null not in chosen:
+            os.close(null)
+        return chosen[0], chosen[1], chosen[2]
+
+    def _place(self) -> None:
+        """Into the container's cgroup before anything of the image runs."""
+        try:
+            for path in self.container.spec["procs_files"]:
+                namespaces.attach(path, self.pid)
+            self._control.send(ATTACHED)
+        except OSError as exc:
+            self._error = {"errno": exc.errno, "message": str(exc), "step": "cgroup"}
+            self.kill(signal.SIGKILL)
+
+    def _told(self, _events: int) -> None:
+        data, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        if data:
+            value = wire.decode(data)
+            if "errno" in value:
+                self._error = value
+            for fd in fds:
+                os.set_blocking(fd, False)
+                self._names.append("terminal")
+                self._fds.append(fd)
+            return
+        self._hang_up()
+        if not self._error and self._answer is not None:
+            answer, self._answer = self._answer, None
+            fds, self._fds = self._fds, []
+            answer.ok({"pid": self.pid, "streams": self._names}, tuple(fds))
+
+    def _hang_up(self) -> None:
+        if self._control.fileno() >= 0:
+            self._loop.forget(self._control.fileno())
+            self._control.close()
+
+    def _close_fds(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+    def kill(self, number: int) -> None:
+        """Signal its whole process group (it leads a session of its own)."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+        except PermissionError as exc:
+            raise from_errno(errno.EPERM, f"signal exec {self.id}") from exc
+
+    def ended(self, status: int) -> None:
+        """It was reaped: tell its connection."""
+        self._hang_up()
+        self._close_fds()
+        if self._answer is not None:
+            error = self._error
+            words = error.get("message", "exec ended before it could run")
+            self._answer.fail(error.get("errno", errno.EIO), words, error.get("step", "init"))
+            return
+        code = os.waitstatus_to_exitcode(status)
+        code = 128 - code if code < 0 else code
+        self.connection.send({"event": "exec", "container": self.container.id, "exec": self.id, "code": code})

@@ -1,0 +1,310 @@
+"""From fork to exec: the life of a container's first process before it is the container's, and of execs.
+
+Order: out of the supervisor's signals, descriptors and dumpability; out-of-memory score; own mount namespace,
+root, pivot; cgroup namespace; "ready" is told and the start message awaited; limits, working directory,
+identity, capabilities, filter, exec. After the pivot nothing is imported, decoded or looked up in NSS, because
+the image would answer (CVE-2019-14271): the import system is switched off before.
+Nothing here returns to the supervisor's code: every way ends in exec or `_exit`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import termios
+
+from cri.runtime import identity, rooted, rootfs, wire
+from host import syscalls
+from host.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+FAILED = 128
+CONTROL = 3
+"""Descriptor of the socket to the supervisor in a child; the ones after it are what the child was given."""
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
+_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAX_MESSAGE = 1 << 16
+
+
+class StepError(Exception):
+    """A message for the API that already names the step."""
+
+    def __init__(self, step: str, code: int, message: str) -> None:
+        super().__init__(message)
+        self.step, self.code, self.message = step, code, message
+
+
+class _Step:
+    """Where we are, for the error message."""
+
+    name = "namespaces"
+
+
+def run_container(spec: dict[str, Any], control: int, stdio: tuple[int, int, int]) -> NoReturn:
+    """Become the container described by `spec`; called in the forked child.
+
+    Args:
+        spec: what `messages.container` writes.
+        control: SOCK_SEQPACKET socket to the supervisor.
+        stdio: descriptors for 0, 1 and 2; replaced by the terminal's with tty.
+    """
+    step = _Step()
+    try:
+        _leave_supervisor(stdio, (control,))
+        with socket.socket(fileno=CONTROL) as channel:
+            try:
+                _container(spec, channel, step)
+            except BaseException as exc:
+                channel.send(_report(exc, step))
+    finally:
+        os._exit(FAILED)
+
+
+def run_exec(spec: dict[str, Any], control: int, stdio: tuple[int, int, int], pidfd: int) -> NoReturn:
+    """Become a further process of the container whose first process `pidfd` is.
+
+    Called in a child that was forked into the container's PID namespace; the rest is entered here.
+    """
+    step = _Step()
+    try:
+        _leave_supervisor(stdio, (control, pidfd))
+        with socket.socket(fileno=CONTROL) as channel:
+            try:
+                _exec(spec, channel, step)
+            except BaseException as exc:
+                channel.send(_report(exc, step))
+    finally:
+        os._exit(FAILED)
+
+
+def _report(exc: BaseException, step: _Step) -> bytes:
+    """What went wrong, for `StartFailed`."""
+    if isinstance(exc, StepError):
+        facts = {"errno": exc.code, "message": exc.message, "step": exc.step}
+    elif isinstance(exc, OSError):
+        facts = {"errno": exc.errno or errno.EIO, "message": f"{step.name}: {exc}", "step": step.name}
+    else:
+        facts = {"errno": errno.EIO, "message": f"{step.name}: {exc!r}", "step": step.name}
+    return wire.encode(facts)
+
+
+def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> None:
+    """Drop everything inherited. Afterwards 0, 1, 2 are `stdio`, CONTROL and up are `keep`, the rest closed."""
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setsid()
+    os.umask(0o022)
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (*stdio, *keep)]
+    for target, fd in enumerate(above):
+        os.dup2(fd, target, inheritable=target < CONTROL)
+    syscalls.close_range(len(above))
+
+
+def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
+    step.name = "oom_score_adj"
+    _set_oom_score(spec["oom_score_adj"])
+    plan = spec["rootfs"]
+    step.name = "mount"
+    sources = rootfs.Sources(plan)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    step.name = "rootfs"
+    root = rootfs.open_root(plan)
+    step.name = "mount"
+    pts = rootfs.build(root, plan, sources)
+    step.name = "user"
+    who = identity.resolve(
+        spec["user"], rooted.read(root, b"/etc/passwd"), rooted.read(root, b"/etc/group")
+    )
+    step.name = "cwd"
+    _make_cwd(root, spec["cwd"])
+    step.name = "terminal"
+    masters = (_open_terminal(pts, root),) if spec["tty"] else ()
+    step.name = "rootfs"
+    rootfs.enter(root)
+    masters = _keep_only(masters)
+    step.name = "cgroup"
+    if not channel.recv(_MAX_MESSAGE):
+        os._exit(FAILED)
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    wire.send_packet(channel, who, masters)
+    for fd in masters:
+        os.close(fd)
+    if not channel.recv(_MAX_MESSAGE):
+        os._exit(FAILED)
+    _become(spec, who, step)
+
+
+def _exec(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
+    pidfd = CONTROL + 1
+    _set_oom_score(spec["oom_score_adj"])
+    step.name = "cgroup"
+    if not channel.recv(_MAX_MESSAGE):
+        os._exit(FAILED)
+    step.name = "namespaces"
+    syscalls.setns(pidfd, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP)
+    os.close(pidfd)
+    if spec["tty"]:
+        step.name = "terminal"
+        root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pts = rooted.find(root, b"dev/pts", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
+        wire.send_packet(channel, {}, (_open_terminal(pts, -1),))
+        syscalls.close_range(CONTROL + 1)
+    _become(spec, spec["who"], step)
+
+
+def _set_oom_score(score: int) -> None:
+    """Lowering needs CAP_SYS_RESOURCE: without it the present score stays."""
+    try:
+        fd = os.open(b"/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % score)
+        finally:
+            os.close(fd)
+    except PermissionError:
+        return
+
+
+def _make_cwd(root: int, cwd: bytes) -> None:
+    """A missing working directory is made, as runc does; on a read-only root its absence is told at start."""
+    if not cwd.strip(b"/"):
+        return
+    try:
+        os.close(rooted.folder(root, cwd))
+    except HostError as exc:
+        if exc.errno not in (errno.EROFS, errno.ENOTDIR, errno.EINVAL):
+            raise
+
+
+def _keep_only(fds: tuple[int, ...]) -> tuple[int, ...]:
+    """Close everything but 0, 1, 2, CONTROL and (at most one) `fds`: nothing of the host stays open."""
+    for target, fd in enumerate(fds, CONTROL + 1):
+        if fd != target:
+            os.dup2(fd, target, inheritable=False)
+    syscalls.close_range(CONTROL + 1 + len(fds))
+    return tuple(range(CONTROL + 1, CONTROL + 1 + len(fds)))
+
+
+def _open_terminal(pts: int, root: int) -> int:
+    """A new terminal as 0, 1, 2 and controlling terminal.
+
+    The other end is found through the master (TIOCGPTPEER), never through a path in the image (CVE-2025-52565).
+
+    Args:
+        pts: the container's devpts.
+        root: the root to make /dev/console in, or -1 for none.
+
+    Returns:
+        the master's descriptor.
+    """
+    master = os.open(b"ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=pts)
+    fcntl.ioctl(master, _TIOCSPTLCK, b"\0\0\0\0")
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+    if root >= 0:
+        target = rooted.file(root, b"/dev/console")
+        console = syscalls.open_tree(slave, b"", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+        syscalls.move_mount(console, target)
+    for number in range(3):
+        os.dup2(slave, number, inheritable=True)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    return master
+
+
+def _become(spec: dict[str, Any], who: dict[str, Any], step: _Step) -> None:
+    """Limits, working directory, identity, exec: from here on only numbers and bytes already at hand."""
+    argv = spec["argv"]
+    env = _environment(spec["env"], who["home"])
+    step.name = "rlimits"
+    _set_rlimits(spec["rlimits"])
+    step.name = "user"
+    for number in range(3):
+        _own_stdio(number, who["uid"])
+    step.name = "cwd"
+    entered = _enter_cwd(spec["cwd"], final=False)
+    step.name = "user"
+    identity.put_down(who, spec["privileges"])
+    if not entered:
+        step.name = "cwd"
+        _enter_cwd(spec["cwd"], final=True)
+    if not os.getcwdb().startswith(b"/"):
+        raise StepError("cwd", errno.ENOENT, "working directory is outside of the container")
+    raise _execute(argv, env)
+
+
+def _environment(pairs: list[list[bytes]], home: bytes) -> dict[bytes, bytes]:
+    env = {name: value for name, value in pairs}
+    env.setdefault(b"HOME", home)
+    return env
+
+
+def _set_rlimits(limits: list[list[int]]) -> None:
+    """Raising a hard limit needs CAP_SYS_RESOURCE: without it the present one is kept."""
+    for which, soft, hard in limits:
+        try:
+            resource.setrlimit(which, (soft, hard))
+        except (PermissionError, ValueError):
+            _, ceiling = resource.getrlimit(which)
+            top = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
+            resource.setrlimit(which, (min(soft, top), top))
+
+
+def _own_stdio(number: int, uid: int) -> None:
+    """Pipes and terminals become the user's, or it could not reopen /dev/stdout."""
+    status = os.fstat(number)
+    if status.st_uid != uid and (stat.S_ISFIFO(status.st_mode) or os.isatty(number)):
+        os.fchown(number, uid, -1)
+
+
+def _enter_cwd(cwd: bytes, *, final: bool) -> bool:
+    try:
+        os.chdir(cwd or b"/")
+    except OSError as exc:
+        if not final and exc.errno in (errno.EACCES, errno.EPERM):
+            return False
+        words = f'chdir to cwd ("{cwd.decode(errors="replace")}"): {os.strerror(exc.errno or 0).lower()}'
+        raise StepError("cwd", exc.errno or errno.EIO, words) from exc
+    return True
+
+
+def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> StepError:
+    """execve, with a search along PATH for a name without a slash; returns only what went wrong."""
+    name = argv[0]
+    if b"/" in name:
+        return _exec_error(name, _try_exec(name, argv, env))
+    code = errno.ENOENT
+    for folder in env.get(b"PATH", _PATH).split(b":"):
+        failed = _try_exec((folder or b".") + b"/" + name, argv, env)
+        if failed not in (errno.ENOENT, errno.ENOTDIR):
+            code = failed
+        if failed not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            break
+    if code == errno.ENOENT:
+        words = f'exec: "{name.decode(errors="replace")}": executable file not found in $PATH'
+        return StepError("exec", code, words)
+    return _exec_error(name, code)
+
+
+def _try_exec(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> int:
+    try:
+        os.execve(path, argv, env)
+    except OSError as exc:
+        return exc.errno or errno.EIO
+
+
+def _exec_error(name: bytes, code: int) -> StepError:
+    return StepError("exec", code, f'exec: "{name.decode(errors="replace")}": {os.strerror(code).lower()}')

@@ -1,0 +1,75 @@
+"""One thread, one poll(2), callbacks: the loop of the spawner and of every supervisor."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN, OUT = select.POLLIN, select.POLLOUT
+
+
+class Loop:
+    """Calls back when descriptors are ready and when children have ended."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._running = True
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
+        """Call back with the ready events (POLLHUP and POLLERR always count); again to change them."""
+        self._callbacks[fd] = callback
+        self._poll.register(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching; call before the descriptor is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def watch_children(self, callback: Callable[[int, int], None]) -> None:
+        """Call back with (pid, wait status) of every child that ends, orphans of a subreaper included."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, _nothing)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def woken(_: int) -> None:
+            try:
+                os.read(read, 4096)
+            except BlockingIOError:
+                pass
+            reap(callback)
+
+        self.watch(read, woken)
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while self._running:
+            for fd, events in self._poll.poll():
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback(events)
+
+    def stop(self) -> None:
+        """Return from `run` after this round."""
+        self._running = False
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """A handler must exist for the wake-up descriptor to be written."""
+
+
+def reap(callback: Callable[[int, int], None]) -> None:
+    """Every child that has ended by now."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        callback(pid, status)

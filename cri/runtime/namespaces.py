@@ -1,0 +1,178 @@
+"""A pod's namespaces: made once by its supervisor, which stays in them and so keeps them.
+
+Network, IPC and UTS namespaces become the supervisor's own, and every container inherits them by being its
+child. The mount namespace stays the host's, because the network namespace is bound where CNI plugins look for
+it. A PID namespace for all containers gets a process 1 of ours that only reaps.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+
+from host import syscalls
+from host.errors import HostError, from_errno, from_oserror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_IFREQ = struct.Struct("16sH22x")
+
+
+def enter(spec: dict[str, Any], folder: bytes) -> None:
+    """Make this process's namespaces the pod's.
+
+    Args:
+        spec: what `messages.sandbox` writes.
+        folder: the sandbox's state folder; shared memory is mounted in its `shm`.
+
+    Raises:
+        HostError: what was made on the host (the bind of the network namespace, shared memory) may be there;
+            the client removes both.
+    """
+    flags = 0 if spec["host_network"] else syscalls.CLONE_NEWNET
+    flags |= 0 if spec["host_uts"] else syscalls.CLONE_NEWUTS
+    flags |= 0 if spec["host_ipc"] else syscalls.CLONE_NEWIPC
+    if flags:
+        syscalls.unshare(flags)
+    if not spec["host_network"]:
+        _loopback_up()
+        if spec["netns_path"]:
+            bind_netns(spec["netns_path"])
+    if not spec["host_uts"] and spec["hostname"]:
+        syscalls.sethostname(spec["hostname"])
+    if not spec["host_ipc"]:
+        _mount_shm(folder + b"/shm", spec["shm_size"])
+    for name, value in spec["sysctls"].items():
+        write_sysctl(name, value)
+
+
+def bind_netns(path: bytes) -> None:
+    """Bind this process's network namespace to a file, where it outlives the process."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+    except OSError as exc:
+        raise from_oserror(exc, f"make {os.fsdecode(path)}") from exc
+    syscalls.mount(b"/proc/self/ns/net", path, b"", syscalls.MS_BIND)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+        _, flags = _IFREQ.unpack(answer)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+
+
+def _mount_shm(path: bytes, size: int) -> None:
+    os.mkdir(path, 0o700)
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount(b"shm", path, b"tmpfs", flags, b"mode=1777,size=%d" % size)
+
+
+def write_sysctl(name: str, value: bytes) -> None:
+    """Set one sysctl of this process's namespaces; the client has checked the name (see `messages`).
+
+    The file is opened on the real /proc/sys, without links or other mounts on the way (CVE-2025-52881).
+    """
+    base = os.open(b"/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = syscalls.openat2(
+            base,
+            name.replace(".", "/").encode(),
+            flags=os.O_WRONLY,
+            resolve=syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
+        )
+    except HostError as exc:
+        raise from_oserror(exc, f"sysctl {name}") from exc
+    finally:
+        os.close(base)
+    try:
+        if os.write(fd, value) != len(value):
+            raise from_errno(errno.EIO, f"sysctl {name}")
+    except OSError as exc:
+        raise from_oserror(exc, f"sysctl {name}={value.decode(errors='replace')}") from exc
+    finally:
+        os.close(fd)
+
+
+def start_reaper(procs_files: list[bytes]) -> int:
+    """Make a PID namespace and fork its process 1, which holds it open and reaps orphans.
+
+    Returns:
+        its process id; children of this process that are to live there are forked after `setns`.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _reap_for_ever()
+        finally:
+            os._exit(1)
+    return_to_own_pid_namespace()
+    for path in procs_files:
+        attach(path, pid)
+    return pid
+
+
+def return_to_own_pid_namespace() -> None:
+    """Let children be born in this process's own PID namespace again."""
+    fd = os.open(b"/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(fd, syscalls.CLONE_NEWPID)
+    finally:
+        os.close(fd)
+
+
+def attach(procs_file: bytes, pid: int) -> None:
+    """Move a process into the cgroup whose cgroup.procs this is."""
+    try:
+        fd = os.open(procs_file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % pid)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise from_oserror(exc, f"attach process {pid} to {os.fsdecode(procs_file)}") from exc
+
+
+def _reap_for_ever() -> NoReturn:
+    """Process 1 of a shared PID namespace: an empty root, no privileges, nothing to read in /proc/1.
+
+    Containers of the pod see it, so it must be worthless to them: it is not dumpable, has no capability and
+    its root is an empty read-only tmpfs.
+    """
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.set_wakeup_fd(-1)
+    os.setsid()
+    syscalls.set_process_name(b"pause")
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
+    empty = syscalls.new_mount(b"tmpfs", ((b"size", b"4k"),), attributes=syscalls.MOUNT_ATTR_RDONLY)
+    point = os.open(b"/tmp", os.O_PATH | os.O_DIRECTORY)  # noqa: S108 - only a place to mount on, in our own namespace
+    syscalls.move_mount(empty, point)
+    os.fchdir(empty)
+    syscalls.pivot_root(b".", b".")
+    syscalls.umount(b".", syscalls.MNT_DETACH)
+    syscalls.close_range(0)
+    syscalls.capset(effective=0, permitted=0, inheritable=0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+    while True:
+        if signal.sigwait({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}) != signal.SIGCHLD:
+            continue
+        while _reap_one():
+            pass
+
+
+def _reap_one() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False

@@ -1,0 +1,267 @@
+"""A pod's supervisor: holds its namespaces and outlives everything of ours but the machine.
+
+One thread, one loop. It is forked by the spawner, which may then die, as may nodelet-cri: logs go on being
+written and exits recorded, and whoever connects to the socket in the state folder (0700, uid 0) next is told
+all facts. It ends when told to `stop`, after its last container.
+
+Not here: networks (CNI), cgroup limits, images, clean-up of what is left on disk; those are nodelet-cri's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+
+from cri.runtime import namespaces, record
+from cri.runtime.connection import Answer, Connection
+from cri.runtime.container import Container
+from cri.runtime.execution import Execution
+from cri.runtime.loop import Loop
+from host import syscalls
+from host.errors import from_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+SOCKET = b"sock"
+_UCRED = struct.Struct("3i")
+
+
+class Supervisor:
+    """State of one pod, and the requests about it."""
+
+    def __init__(self, folder: bytes, spec: dict[str, Any]) -> None:
+        """`folder`: the sandbox's state folder; `spec`: what `messages.sandbox` writes."""
+        self._folder, self._spec = folder, spec
+        self._loop = Loop()
+        self._containers: dict[str, Container] = {}
+        self._by_pid: dict[int, Container | Execution] = {}
+        self._executions: dict[int, Execution] = {}
+        self._connections: list[Connection] = []
+        self._stopping: list[Answer] = []
+        self._is_stopping = False
+        self._created_at = time.time_ns()
+        self._reaper_pidfd = -1
+        self._requests: dict[str, Callable[[dict[str, Any], Answer], None]] = {
+            "snapshot": self._snapshot,
+            "create": self._create,
+            "start": self._start,
+            "signal": self._signal,
+            "remove": self._remove,
+            "exec": self._exec,
+            "exec-signal": self._exec_signal,
+            "attach": self._attach,
+            "resize": self._resize,
+            "reopen-log": self._reopen_log,
+            "stop": self._stop,
+        }
+
+    def run(self, first: socket.socket) -> None:
+        """Set up, answer request 0 on the first connection, serve until stopped."""
+        listener = self._listen()
+        connection = self._connect(first)
+        try:
+            namespaces.enter(self._spec, self._folder)
+            if self._spec["share_pid"]:
+                reaper = namespaces.start_reaper(self._spec["procs_files"])
+                self._reaper_pidfd = syscalls.pidfd_open(reaper)
+            facts = {"pid": os.getpid(), "start_time": record.start_time(os.getpid())}
+            record.write(self._folder, "supervisor", {**facts, "created_at": self._created_at})
+        except OSError as exc:
+            Answer(connection, 0).fail(exc.errno or errno.EIO, str(exc), "namespaces")
+            connection.flush()
+            return
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        self._loop.watch_children(self._ended)
+        self._loop.watch(listener.fileno(), lambda _: self._accept(listener))
+        Answer(connection, 0).ok(self._facts())
+        self._loop.run()
+
+    def _listen(self) -> socket.socket:
+        """Bound by way of a descriptor of the folder: the path may be longer than a socket address."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        dirfd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.bind(b"/proc/self/fd/%d/%s" % (dirfd, SOCKET))
+            os.chmod(SOCKET, 0o600, dir_fd=dirfd)
+        finally:
+            os.close(dirfd)
+        sock.listen(8)
+        sock.setblocking(False)
+        return sock
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        if _UCRED.unpack(credentials)[1] != 0:
+            sock.close()
+            return
+        self._connect(sock)
+
+    def _connect(self, sock: socket.socket) -> Connection:
+        connection = Connection(self._loop, sock, on_request=self._request, on_close=self._disconnected)
+        self._connections.append(connection)
+        return connection
+
+    def _disconnected(self, connection: Connection) -> None:
+        """Execs belong to their client: nobody else can read what they print."""
+        self._connections.remove(connection)
+        for execution in list(self._executions.values()):
+            if execution.connection is connection:
+                execution.kill(signal.SIGKILL)
+
+    def _request(self, request: dict[str, Any], answer: Answer) -> None:
+        handler = self._requests.get(request.get("op", ""))
+        if handler is None:
+            answer.fail(errno.ENOSYS, f"supervisor has no request {request.get('op')!r}")
+            return
+        handler(request, answer)
+
+    def _find(self, request: dict[str, Any]) -> Container:
+        container = self._containers.get(request["container"])
+        if container is None:
+            raise from_errno(errno.ENOENT, f"container {request['container']}")
+        return container
+
+    def _facts(self) -> dict[str, Any]:
+        containers = [item.facts() for item in self._containers.values() if item.created_at]
+        return {"pid": os.getpid(), "created_at": self._created_at, "containers": containers}
+
+    def _snapshot(self, request: dict[str, Any], answer: Answer) -> None:
+        answer.ok(self._facts())
+
+    def _create(self, request: dict[str, Any], answer: Answer) -> None:
+        spec = request["spec"]
+        if self._is_stopping:
+            raise from_errno(errno.ESHUTDOWN, "sandbox is stopping")
+        if spec["id"] in self._containers:
+            raise from_errno(errno.EEXIST, f"container {spec['id']}")
+        folder = self._folder + b"/containers/" + spec["id"].encode()
+        container = Container(self._loop, folder, spec)
+        container.create(answer, self._pid_namespace(spec))
+        self._containers[container.id] = container
+        self._by_pid[container.pid] = container
+
+    def _pid_namespace(self, spec: dict[str, Any]) -> int | None:
+        """For `Container.create`: None is the host's, -1 a new one, else a pidfd of a member."""
+        mode = spec["pid_mode"]
+        if mode == "host":
+            return None
+        if mode == "target":
+            return self._find({"container": spec["target"]}).pidfd
+        return self._reaper_pidfd if mode == "pod" else -1
+
+    def _start(self, request: dict[str, Any], answer: Answer) -> None:
+        self._find(request).start(answer)
+
+    def _signal(self, request: dict[str, Any], answer: Answer) -> None:
+        container = self._find(request)
+        if request["all"] and request["signal"] == signal.SIGKILL:
+            container.kill()
+        else:
+            container.signal(request["signal"])
+        answer.ok()
+
+    def _remove(self, request: dict[str, Any], answer: Answer) -> None:
+        """Forget an exited container; one that never started is killed, and the client asks again."""
+        container = self._find(request)
+        if container.exit is None:
+            raise from_errno(errno.EBUSY, f"remove container {container.id}: it has not exited")
+        del self._containers[container.id]
+        container.close()
+        answer.ok()
+
+    def _exec(self, request: dict[str, Any], answer: Answer) -> None:
+        execution = Execution(self._loop, self._find(request), request, answer)
+        self._executions[execution.pid] = execution
+        self._by_pid[execution.pid] = execution
+
+    def _exec_signal(self, request: dict[str, Any], answer: Answer) -> None:
+        for execution in self._executions.values():
+            if execution.id == request["exec"] and execution.connection is answer.connection:
+                execution.kill(request["signal"])
+        answer.ok()
+
+    def _attach(self, request: dict[str, Any], answer: Answer) -> None:
+        names, fds = self._find(request).attach(request)
+        answer.ok({"streams": names}, fds)
+
+    def _resize(self, request: dict[str, Any], answer: Answer) -> None:
+        self._find(request).resize(request["width"], request["height"])
+        answer.ok()
+
+    def _reopen_log(self, request: dict[str, Any], answer: Answer) -> None:
+        self._find(request).reopen_log()
+        answer.ok()
+
+    def _stop(self, request: dict[str, Any], answer: Answer) -> None:
+        """Kill everything; answered, and ended, when the last process is reaped."""
+        self._is_stopping = True
+        self._stopping.append(answer)
+        for container in self._containers.values():
+            if container.exit is None:
+                container.kill()
+        self._end_if_stopped()
+
+    def _ended(self, pid: int, status: int) -> None:
+        """A child was reaped; orphans of containers come here too and need nothing more."""
+        child = self._by_pid.pop(pid, None)
+        if isinstance(child, Execution):
+            del self._executions[pid]
+            child.ended(status)
+        elif isinstance(child, Container):
+            if child.ended(status):
+                for connection in self._connections[:]:
+                    connection.send({"event": "exited", "container": child.id, "facts": child.facts()})
+            else:
+                del self._containers[child.id]
+        self._end_if_stopped()
+
+    def _end_if_stopped(self) -> None:
+        if not self._is_stopping or self._by_pid:
+            return
+        for answer in self._stopping:
+            answer.ok(self._facts())
+            answer.connection.flush()
+        self._loop.stop()
+
+
+def main(folder: bytes, spec: dict[str, Any], first: socket.socket) -> NoReturn:
+    """Be the supervisor of one pod; called in a child of the spawner that has closed all else."""
+    code = 1
+    try:
+        os.setsid()
+        os.umask(0o077)
+        syscalls.set_process_name(b"nodelet-pod")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _redirect(folder)
+        Supervisor(folder, spec).run(first)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(folder: bytes) -> None:
+    """Standard input from the null device; output, which only an error of ours makes, to a file."""
+    null = os.open(b"/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    errors = os.open(
+        folder + b"/errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    for target, fd in enumerate((null, errors, errors)):
+        os.dup2(fd, target, inheritable=True)
+    os.close(null)
+    os.close(errors)

@@ -1,0 +1,101 @@
+"""After a restart of the daemon: make records, kernel and images agree again.
+
+Assumptions: supervisors and their containers went on while the daemon was away and have their facts on disk;
+after a reboot none of them lives. What was half made is undone, what was running is followed again, what
+ended meanwhile gets its exit. The kernel is believed, the records are corrected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from cri.images.errors import ImageError
+from cri.network import NetworkError
+from cri.server.container_create import data_folder, undo_container
+from cri.server.container_events import lose_sandbox, take_exits
+from cri.server.container_layers import delete_folder
+from cri.server.core import Core
+from cri.server.sandbox_run import undo_sandbox
+from cri.state.records import ContainerState, SandboxState
+from cri.state.store import Sandbox
+from host.errors import HostError
+
+log = logging.getLogger(__name__)
+
+
+async def recover(core: Core) -> None:
+    """Bring everything on record up to date; must end before the first call is answered."""
+    for container in list(core.store.containers.values()):
+        if container.record.state is not ContainerState.MAKING:
+            _hold_image(core, container.id, container.record.image_id)
+    sandboxes = list(core.store.sandboxes.values())
+    await asyncio.gather(*(_recover_sandbox(core, sandbox) for sandbox in sandboxes))
+    await _drop_orphans(core)
+    await core.images.collect()
+    await _collect_network(core)
+
+
+def _hold_image(core: Core, container_id: str, image_id: str) -> None:
+    try:
+        core.images.hold(image_id, container_id)
+    except ImageError as exc:
+        log.warning("image of container %s is gone: %s", container_id, exc)
+
+
+async def _recover_sandbox(core: Core, sandbox: Sandbox) -> None:
+    """One sandbox must never keep the others from being found, so its failure is only logged."""
+    try:
+        if sandbox.record.state is SandboxState.MAKING:
+            await undo_sandbox(core, sandbox)
+            return
+        for container in core.store.containers_of(sandbox.id):
+            if container.record.state is ContainerState.MAKING:
+                await undo_container(core, container)
+        if sandbox.record.state is SandboxState.READY:
+            same_boot = sandbox.record.boot_id == core.boot_id
+            if not (await take_exits(core, sandbox) and same_boot):
+                lose_sandbox(core, sandbox)
+    except (HostError, NetworkError) as exc:
+        log.error("sandbox %s could not be recovered: %s", sandbox.id, exc)
+        if sandbox.record.state is SandboxState.MAKING:
+            # Kept as a stopped one, so that the kubelet sees it and removes it.
+            record = msgspec.structs.replace(
+                sandbox.record, ready_at=sandbox.record.created_at, stopped_at=core.now()
+            )
+            core.store.put_sandbox(sandbox, record)
+
+
+async def _drop_orphans(core: Core) -> None:
+    """Remove what has no record: sandboxes of the runtime, containers of lost sandboxes, writable layers."""
+    for sandbox_id in core.runtime.sandbox_ids():
+        if sandbox_id not in core.store.sandboxes:
+            log.warning("removing sandbox %s, which has no record", sandbox_id)
+            try:
+                await core.runtime.remove_sandbox(sandbox_id)
+            except HostError as exc:
+                log.error("sandbox %s could not be removed: %s", sandbox_id, exc)
+    for container in list(core.store.containers.values()):
+        if container.record.sandbox_id not in core.store.sandboxes:
+            await undo_container(core, container)
+    folder = data_folder(core, "x").parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in core.store.containers:
+            await asyncio.to_thread(delete_folder, path)
+
+
+async def _collect_network(core: Core) -> None:
+    """CNI GC: addresses and devices of sandboxes that are no more."""
+    try:
+        conflist = core.network.conflist()
+        valid = [
+            item.id
+            for item in core.store.sandboxes.values()
+            if item.record.network and not item.record.network_removed
+        ]
+        await core.network.collect(conflist, valid)
+    except NetworkError as exc:
+        log.info("no network to clean up: %s", exc)

@@ -1,0 +1,60 @@
+"""Version, Status, RuntimeConfig, UpdateRuntimeConfig: what this runtime is and whether it can work."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from cri.config import RUNTIME_NAME
+from cri.network import NetworkError
+from cri.server.core import Core
+from proto.cri import runtime_pb2 as pb
+
+KUBE_API_VERSION = "0.1.0"  # the constant every runtime answers (cri-api: VersionResponse.version)
+CRI_VERSION = "v1"
+
+
+async def get_version(core: Core, request: pb.VersionRequest) -> pb.VersionResponse:
+    """Names and versions."""
+    return pb.VersionResponse(
+        version=KUBE_API_VERSION,
+        runtime_name=RUNTIME_NAME,
+        runtime_version=version("nodelet"),
+        runtime_api_version=CRI_VERSION,
+    )
+
+
+async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse:
+    """RuntimeReady, and NetworkReady with the reason while there is no usable CNI configuration."""
+    network = pb.RuntimeCondition(type="NetworkReady", status=True)
+    conflist = None
+    try:
+        conflist = core.network.conflist()
+    except NetworkError as exc:
+        network = pb.RuntimeCondition(
+            type="NetworkReady", status=False, reason="NetworkPluginNotReady", message=str(exc)
+        )
+    response = pb.StatusResponse(
+        status=pb.RuntimeStatus(conditions=[pb.RuntimeCondition(type="RuntimeReady", status=True), network]),
+        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        runtime_handlers=[
+            pb.RuntimeHandler(name="", features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True))
+        ],
+    )
+    if request.verbose:
+        settings = core.settings
+        response.info["config"] = json.dumps({key: str(value) for key, value in vars(settings).items()})
+        response.info["cniconfig"] = json.dumps(conflist)
+    return response
+
+
+async def get_runtime_config(core: Core, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+    """The cgroup driver (KEP-4033): cgroup_parent is taken as a path."""
+    return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+
+
+async def update_runtime_config(
+    core: Core, request: pb.UpdateRuntimeConfigRequest
+) -> pb.UpdateRuntimeConfigResponse:
+    """The pod CIDR of the node; not used, because the agent writes the CNI configuration itself."""
+    return pb.UpdateRuntimeConfigResponse()

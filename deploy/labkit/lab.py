@@ -1,0 +1,267 @@
+"""The lab as a whole: up, down, nodes; and its doors for tests: run something in a machine, ask the API.
+
+Everything here can be called again at any time: each step looks at what is there and does what is missing,
+which is also how a lab is repaired after a crash.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.labkit import binaries, cgroups, controlplane, machines, nodes, processes, stocknode, versions
+from deploy.labkit.api import Api, wait_for
+from deploy.labkit.errors import LabError
+from deploy.labkit.layout import CONTROL, CONTROL_ADDRESS, SWITCH, Layout, Node
+from deploy.labkit.machines import Machine
+from deploy.labkit.processes import Records
+from deploy.labkit.progress import Progress
+from deploy.labkit.registryseed import fill_cache, seed_registry
+from deploy.labkit.services import Service, ensure_service
+
+MANIFESTS = Path(__file__).parent / "manifests"
+_BASE = (versions.CONTROL_PLANE, versions.ETCD_SERVER, versions.COREDNS_SERVER)
+
+
+def prepare(layout: Layout, progress: Progress) -> None:
+    """Everything that takes long the first time: binaries and images into the cache."""
+    binaries.ensure(layout, _BASE, progress)
+    fill_cache(layout, progress)
+
+
+class Lab:
+    """One lab by its layout.
+
+    Args:
+        layout: its places.
+        progress: what the user sees.
+    """
+
+    def __init__(self, layout: Layout, progress: Progress | None = None) -> None:
+        self.layout = layout
+        self.progress = progress or Progress(quiet=True)
+        self.records = Records(layout.run)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one command changes a lab at a time.
+
+        Raises:
+            LabError: another one is at work.
+        """
+        self.layout.run_root.mkdir(parents=True, exist_ok=True)
+        with (self.layout.run_root / f".{self.layout.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise LabError(f"another command is changing lab {self.layout.name}; wait for it") from exc
+            yield
+
+    def machine(self, name: str) -> Machine:
+        """A running machine.
+
+        Raises:
+            LabError: it is not running.
+        """
+        found = machines.find(self.records, name)
+        if found is None:
+            there = ", ".join([SWITCH, CONTROL, *(node.name for node in nodes.known(self.layout))])
+            raise LabError(f"{name} of lab {self.layout.name} is not running; it has {there}; run: lab up")
+        return found
+
+    def api(self) -> Api:
+        """A client of the apiserver with all rights."""
+        return controlplane.admin(self.layout, self.machine(CONTROL))
+
+    def kubectl_command(
+        self, arguments: Sequence[str], *, user: str = "admin"
+    ) -> tuple[list[str], dict[str, str]]:
+        """Argv and extra environment of a kubectl that runs in the control machine's network."""
+        argv = [*self.machine(CONTROL).enter(network_only=True), str(self.layout.kubectl), *arguments]
+        return argv, {
+            "KUBECONFIG": str(self.layout.kubeconfigs / f"{user}.conf"),
+            "KUBECACHEDIR": str(self.layout.state / "kubectl-cache"),
+        }
+
+    def kubectl(self, *arguments: str, input: str = "", check: bool = True, timeout: float = 120.0) -> str:
+        """Run kubectl with all rights; its output."""
+        argv, env = self.kubectl_command(arguments, user="super-admin")
+        argv = ["env", *(f"{key}={value}" for key, value in env.items()), *argv]
+        return processes.run(argv, input=input, timeout=timeout, check=check)
+
+    def shell(self, machine: str, *argv: str, check: bool = True, timeout: float = 60.0) -> str:
+        """Run a program in a machine; its output."""
+        return processes.run([*self.machine(machine).enter(), *argv], check=check, timeout=timeout)
+
+    def up(self, *, count: int = 2, app: bool = True) -> None:
+        """Everything running, nodes n1 to n<count> Ready, DNS and (if wanted) the sample app answering."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            stock = any(node.stock for node in nodes.known(self.layout))
+            wanted = [*_BASE, *(versions.STOCK_NODE if stock else ())]
+            job = pool.submit(binaries.ensure, self.layout, wanted, self.progress)
+            self._start_switch()
+            job.result()
+            images = pool.submit(seed_registry, self.layout, self.progress)
+            with self.progress.step("control plane"):
+                api = self._start_control()
+            for number in range(1, count + 1):
+                nodes.add(self.layout, f"n{number}")
+            everyone = nodes.known(self.layout)
+            for node in everyone:
+                self._start_node(node)
+            names = ["10-rbac.yaml", "20-coredns.yaml"]
+            self._apply(names)
+            images.result()
+        self._wait_nodes(api, everyone)
+        if not everyone:
+            return
+        with self.progress.step("cluster DNS"):
+            self._wait_deployment(api, "kube-system", "coredns")
+        if app:
+            self._apply(["30-app.yaml"])
+            with self.progress.step("sample app"):
+                self._wait_deployment(api, "default", "hello")
+
+    def _start_switch(self) -> None:
+        _, fresh = machines.ensure(self.layout, self.records, SWITCH, address=None)
+        if fresh:
+            # The cables of all machines went with the old switch.
+            for name in [CONTROL, *(node.name for node in nodes.known(self.layout))]:
+                machines.remove(self.layout, self.records, name)
+
+    def _start_control(self) -> Api:
+        control, _ = machines.ensure(self.layout, self.records, CONTROL, address=CONTROL_ADDRESS)
+        return controlplane.ensure(self.layout, self.records, control)
+
+    def _start_node(self, node: Node) -> None:
+        nodes.install(self.layout, node)
+        disk = self.layout.machine(node.name)
+        control = self.machine(CONTROL)
+        controlplane.node_kubeconfig(self.layout, control, node.name, disk / "etc/kubernetes")
+        machine, _ = machines.ensure(self.layout, self.records, node.name, address=node.address)
+        for service in nodes.services(self.layout, node):
+            ensure_service(self.layout, self.records, machine, service)
+
+    def _apply(self, names: Sequence[str]) -> None:
+        files = [f"--filename={MANIFESTS / name}" for name in names]
+        self.kubectl("apply", "--server-side", "--force-conflicts", *files)
+
+    def _wait_nodes(self, api: Api, wanted: Sequence[Node], *, seconds: float = 90.0) -> None:
+        waiting = {node.name: node for node in wanted}
+
+        def look() -> bool:
+            for found in api.get("/api/v1/nodes")["items"]:
+                name = found["metadata"]["name"]
+                node = waiting.get(name)
+                if node is None:
+                    continue
+                if node.stock and (pod_cidr := found["spec"].get("podCIDR")):
+                    stocknode.set_pod_range(self.layout.machine(name), pod_cidr)
+                if _condition(found, "Ready"):
+                    del waiting[name]
+            for name in waiting:
+                self._fail_if_ended(waiting[name])
+            return not waiting
+
+        with self.progress.step(f"nodes {' '.join(waiting)}".rstrip()):
+            wait_for(f"nodes {', '.join(waiting)} Ready", look, seconds=seconds)
+
+    def _fail_if_ended(self, node: Node) -> None:
+        for service in nodes.services(self.layout, node):
+            if not processes.alive(self.records.read(node.name, service.name)):
+                log = self.layout.log(node.name, service.name)
+                tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-2:])
+                raise LabError(f"{service.name} on {node.name} has ended: {tail} (all of it: {log})")
+
+    def _wait_deployment(self, api: Api, namespace: str, name: str, *, seconds: float = 120.0) -> None:
+        path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
+
+        def look() -> bool:
+            found = api.get(path)
+            status, wanted = found.get("status", {}), found["spec"]["replicas"]
+            seen = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+            counts = [status.get(key, 0) for key in ("updatedReplicas", "availableReplicas", "replicas")]
+            return seen and counts == [wanted] * 3
+
+        wait_for(f"deployment {namespace}/{name}", look, seconds=seconds)
+
+    def add_node(self, name: str, *, stock: bool) -> None:
+        """One more node, Ready."""
+        api = self.api()
+        if stock:
+            binaries.ensure(self.layout, versions.STOCK_NODE, self.progress)
+        node = nodes.add(self.layout, name, stock=stock)
+        self._start_node(node)
+        self._wait_nodes(api, [node])
+
+    def remove_node(self, name: str) -> None:
+        """End a node and delete its Node object."""
+        nodes.find(self.layout, name)
+        machines.remove(self.layout, self.records, name)
+        nodes.forget(self.layout, name)
+        shutil.rmtree(self.layout.logs / name, ignore_errors=True)
+        self.kubectl("delete", "node", name, "--ignore-not-found")
+
+    def service(self, machine: str, name: str) -> Service:
+        """One of a machine's services.
+
+        Raises:
+            LabError: it has none of that name.
+        """
+        if machine == CONTROL:
+            there = controlplane.services(self.layout)
+        else:
+            there = nodes.services(self.layout, nodes.find(self.layout, machine))
+        for service in there:
+            if service.name == name:
+                return service
+        raise LabError(f"{machine} has no program {name}; it has {', '.join(each.name for each in there)}")
+
+    def start(self, machine: str, name: str) -> None:
+        """Start a program that was stopped or has died."""
+        ensure_service(self.layout, self.records, self.machine(machine), self.service(machine, name))
+
+    def stop(self, machine: str, name: str) -> None:
+        """End a program with TERM, as a service manager would."""
+        processes.stop(self.records.read(machine, name))
+
+    def pid(self, machine: str, name: str) -> int:
+        """A running program's process id.
+
+        Raises:
+            LabError: it is not running.
+        """
+        found = self.records.read(machine, name)
+        if found is None or not processes.alive(found):
+            raise LabError(f"{name} on {machine} is not running")
+        return found.pid
+
+    def down(self) -> None:
+        """End and remove everything; the cache stays. A lab that is not there is fine."""
+        layout = self.layout
+        names = [node.name for node in nodes.known(layout)]
+        with self.progress.step(f"removing lab {layout.name}"):
+            cgroups.kill(layout.cgroup)
+            for name in [*names, CONTROL, SWITCH]:
+                machines.remove(layout, self.records, name)
+            cgroups.remove(layout.cgroup)
+            shutil.rmtree(layout.state, ignore_errors=False) if layout.state.exists() else None
+            shutil.rmtree(layout.run, ignore_errors=True)
+            for parent in (layout.state_root, layout.run_root):
+                _remove_if_empty(parent, layout.name)
+
+
+def _remove_if_empty(folder: Path, name: str) -> None:
+    (folder / f".{name}.lock").unlink(missing_ok=True)
+    if folder.exists() and not os.listdir(folder):
+        folder.rmdir()
+
+
+def _condition(thing: dict[str, object], kind: str) -> bool:
+    conditions = thing.get("status", {}).get("conditions", [])  # type: ignore[attr-defined]
+    return any(entry["type"] == kind and entry["status"] == "True" for entry in conditions)

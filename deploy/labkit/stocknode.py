@@ -1,0 +1,113 @@
+"""A stock node in the lab: kubelet, containerd and runc with the reference CNI plugins.
+
+The counterpart nodelet is measured against and plays together with, in the same namespaces, with the same
+KubeletConfiguration and the same images.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from deploy.labkit import versions
+from deploy.labkit.layout import Layout, Node
+from deploy.labkit.services import Service
+
+SOCKET = "unix:///run/containerd/containerd.sock"
+_CONTAINERD = """\
+version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{pause}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "/etc/containerd/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/opt/cni/bin"]
+    conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      BinaryName = "{runc}"
+      SystemdCgroup = false
+"""
+
+
+def network(pod_cidr: str) -> dict[str, object]:
+    """The conflist of a stock node with this pod range: bridge, host-local, portmap."""
+    return {
+        "cniVersion": "1.0.0",
+        "name": "stock",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": True,
+                "ipMasq": True,
+                "hairpinMode": True,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": pod_cidr}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "dataDir": "/var/lib/cni/networks",
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ],
+    }
+
+
+def install(lab: Layout, node: Node, disk: Path, hosts_toml: str) -> None:
+    """Write containerd's configuration and put the plugins where containerd looks for them."""
+    config = disk / "etc/containerd/config.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    runc = lab.binary(versions.RUNC_RUNTIME)
+    config.write_text(_CONTAINERD.format(pause=versions.PAUSE_IMAGE, runc=runc))
+    mirrors = config.parent / "certs.d/_default"
+    mirrors.mkdir(parents=True, exist_ok=True)
+    (mirrors / "hosts.toml").write_text(hosts_toml)
+    plugins = disk / "opt/cni/bin"
+    plugins.mkdir(parents=True, exist_ok=True)
+    for name in versions.REFERENCE_CNI.programs:
+        if not (plugins / name).exists():
+            shutil.copy(lab.binary(versions.REFERENCE_CNI, name), plugins / name)
+
+
+def set_pod_range(disk: Path, pod_cidr: str) -> None:
+    """Write the conflist as soon as the cluster has given the node its pod range; containerd sees it come."""
+    folder = disk / "etc/cni/net.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "10-stock.conflist"
+    temp = folder / ".10-stock.new"
+    temp.write_text(json.dumps(network(pod_cidr)))
+    temp.rename(path)
+
+
+def services(lab: Layout, node: Node) -> tuple[Service, ...]:
+    """containerd, then kubelet."""
+    containerd = lab.binary(versions.CONTAINERD_RUNTIME)
+    search = f"{containerd.parent}:{lab.binary(versions.RUNC_RUNTIME).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return (
+        Service(
+            name="containerd",
+            argv=(str(containerd), "--config", "/etc/containerd/config.toml"),
+            env=(("PATH", search),),
+        ),
+        Service(
+            name="kubelet",
+            argv=(
+                str(lab.binary(versions.KUBELET)),
+                "--config=/var/lib/kubelet/config.yaml",
+                "--kubeconfig=/etc/kubernetes/kubelet.conf",
+                f"--hostname-override={node.name}",
+                f"--node-ip={node.address}",
+            ),
+        ),
+    )

@@ -1,0 +1,70 @@
+"""File changes as asyncio wake-ups: `async with Watcher() as w: w.add(path, mask); await w.wait(timeout)`.
+
+Level, not edge: a wake-up says that something happened, the caller looks at the file itself. Events
+themselves are read and thrown away, so a full kernel queue (IN_Q_OVERFLOW) loses nothing.
+
+Source: inotify(7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from host.syscalls import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_DELETE,
+    IN_MODIFY,
+    IN_MOVE_SELF,
+    IN_MOVED_TO,
+    inotify_open,
+    inotify_watch,
+)
+
+FILE = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVE_SELF
+"""The content of a file grew, its writer closed it, or it was renamed."""
+
+FOLDER = IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_CLOSE_WRITE
+"""A folder got, lost or finished an entry."""
+
+
+class Watcher:
+    """One inotify descriptor on the running event loop. Raises HostError when the kernel's limits are used up
+    (fs.inotify.max_user_instances, max_user_watches)."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Watcher:
+        self._fd = inotify_open()
+        asyncio.get_running_loop().add_reader(self._fd, self._drain)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+    def add(self, path: Path | str, mask: int) -> None:
+        """Watch a file or folder as well. Raises NotFound."""
+        inotify_watch(self._fd, str(path), mask)
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Return at the next change, or False after `timeout` seconds. Changes since the last call count."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+    def _drain(self) -> None:
+        try:
+            while os.read(self._fd, 65536):
+                self._changed.set()
+        except BlockingIOError:
+            self._changed.set()

@@ -1,0 +1,111 @@
+"""The lab ring's cluster: a lab of its own for the whole run, a namespace a test, a leak check at the end.
+
+Set NODELET_LAB_NAME to use (and keep) a lab that is up already: handy while writing tests.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from kit import Namespace, until  # noqa: E402
+
+from deploy.labkit import cgroups, leaks  # noqa: E402
+from deploy.labkit.lab import Lab  # noqa: E402
+from deploy.labkit.layout import CONTROL, SWITCH, Layout  # noqa: E402
+from deploy.labkit.progress import Progress  # noqa: E402
+
+
+class LabCluster:
+    """`kit.Cluster` on a lab of this machine."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def kubectl(self, *args: str, input: str = "", check: bool = True) -> str:
+        return self.lab.kubectl(*args, input=input, check=check)
+
+    def kubectl_status(self, *args: str) -> tuple[int, str, str]:
+        argv, env = self.lab.kubectl_command(args)
+        done = subprocess.run(
+            argv, env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def node(self, node: str, *argv: str, check: bool = True) -> str:
+        return self.lab.shell(node, *argv, check=check)
+
+    def outside(self, *argv: str) -> str:
+        return self.lab.shell(CONTROL, *argv)
+
+    def stranger(self, *argv: str) -> str:
+        """What a program prints on a machine of the node network that is no node."""
+        return self.lab.shell(SWITCH, *argv)
+
+    def pid_of(self, container_id: str, *, node: str) -> int | None:
+        plain = container_id.rpartition("/")[2]
+        for mount in cgroups.hierarchies():
+            for folder in (mount / self.lab.layout.node_cgroup(node).strip("/")).rglob(f"*{plain}*"):
+                pids = sorted(map(int, (folder / "cgroup.procs").read_text().split()))
+                if pids:
+                    return pids[0]
+        return None
+
+    @contextmanager
+    def killed(self, node: str, *programs: str):
+        for program in programs:
+            os.kill(self.lab.pid(node, program), signal.SIGKILL)
+        try:
+            yield
+        finally:
+            for program in programs:
+                self.lab.start(node, program)
+            until(f"{node} at work again", lambda: self._healthy(node))
+
+    def _healthy(self, node: str) -> bool:
+        probe = ["busybox", "wget", "-q", "-O-", "http://127.0.0.1:10248/healthz"]
+        return self.lab.shell(node, *probe, check=False).strip() == "ok"
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """A lab that is up: of its own, or the one that NODELET_LAB_NAME names."""
+    named = os.environ.get("NODELET_LAB_NAME")
+    found = Lab(Layout(name=named or "test"), Progress())
+    if named:
+        yield found
+        return
+    found.down()
+    before = leaks.take(found.layout)
+    try:
+        found.up(count=2)
+        yield found
+    finally:
+        found.down()
+    assert leaks.difference(before, leaks.take(found.layout)) == []
+
+
+@pytest.fixture(scope="session")
+def cluster(lab):
+    return LabCluster(lab)
+
+
+@pytest.fixture
+def ns(cluster, request):
+    """A namespace of the test's own, with everything in it gone when the test ends."""
+    short = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:40].strip("-")
+    name = f"{short}-{uuid.uuid4().hex[:5]}"
+    cluster.kubectl("create", "namespace", name)
+    until("its service account", lambda: cluster.kubectl("-n", name, "get", "sa", "-o", "name"))
+    yield Namespace(cluster=cluster, name=name)
+    cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false")
+    cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,136 @@
+"""Machines for tests: network namespaces joined by a bridge in one more, and packets between them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cni import entry
+from host import netns, rtnl
+from host.netlink import Netlink
+from host.rtnl import Route
+
+IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_PROBE = 10, 2, 3
+
+
+class Lan:
+    """A switch namespace with nodes 192.0.2.11, .12, … on it, each with a default route to nobody."""
+
+    def __init__(self, make: Callable[[str], Path], directory: Path) -> None:
+        self._make = make
+        self._directory = directory
+        self.switch = make("switch")
+        self.nodes: list[Machine] = []
+        netns.run_in(self.switch, _make_switch)
+
+    def add_node(self, *, mtu: int = 1500, neighbour_mac: str = "") -> Machine:
+        """One more node."""
+        number = len(self.nodes) + 1
+        path = self._make(f"node{number}")
+        fd = netns.open_netns(path)
+
+        def wire() -> None:
+            with Netlink() as netlink:
+                switch = netlink.get_link("switch0")
+                netlink.execute(
+                    rtnl.add_veth(f"port{number}", peer="eth0", peer_netns=fd, mtu=mtu, master=switch.index)
+                )
+
+        def configure() -> None:
+            with Netlink() as netlink:
+                netlink.execute(rtnl.set_link("lo", up=True), rtnl.set_link("eth0", up=True))
+                index = netlink.get_link("eth0").index
+                gateway = ipaddress.ip_address("192.0.2.254")
+                default = Route(ipaddress.ip_network("0.0.0.0/0"), index, gateway)
+                own = ipaddress.ip_interface(f"192.0.2.{10 + number}/24")
+                netlink.execute(rtnl.address(index, own), rtnl.route(default))
+
+        netns.run_in(self.switch, wire)
+        netns.run_in(path, configure)
+        os.close(fd)
+        node = Machine(number, path, self._directory / f"node{number}", self._make)
+        self.nodes.append(node)
+        return node
+
+
+def _make_switch() -> None:
+    with Netlink() as netlink:
+        netlink.execute(rtnl.add_bridge("switch0", mac="02:00:00:00:00:01"), rtnl.set_link("lo", up=True))
+
+
+class Machine:
+    """One node: its namespace, its address, its pod range, and pods made by our plugin."""
+
+    def __init__(self, number: int, path: Path, state: Path, make: Callable[[str], Path]) -> None:
+        self.number, self.netns, self.state, self._make = number, path, state, make
+        self.name, self.ip = f"node{number}", f"192.0.2.{10 + number}"
+        self.pod_cidr = f"10.244.{number}.0/24"
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run something on this node."""
+        return netns.run_in(self.netns, work)
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        """The plugin's configuration here."""
+        return {
+            "cniVersion": "1.1.0",
+            "name": "nodelet",
+            "type": "nodelet-cni",
+            "subnets": [self.pod_cidr],
+            "clusterCIDRs": ["10.244.0.0/16"],
+            "mtu": 1450,
+            "stateDir": str(self.state),
+            **more,
+        }
+
+    def add_pod(self, name: str, **more: Any) -> tuple[Path, str]:
+        """A pod's namespace and its address."""
+        path = self._make(f"{self.name}-{name}")
+        result = self.run(
+            lambda: entry.execute(
+                "ADD", config=self.config(**more), container_id=name, netns=str(path), ifname="eth0"
+            )
+        )
+        return path, result["ips"][0]["address"].split("/")[0]
+
+
+def ping(where: Path, target: str, *, size: int = 56, timeout: float = 3.0) -> bool:
+    """Whether an ICMP echo of `size` bytes, not to be fragmented, comes back."""
+    with netns.open_socket(where, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        sock.settimeout(timeout)
+        identity, payload = os.getpid() & 0xFFFF, b"x" * size
+        header = struct.pack("!BBHHH", 8, 0, 0, identity, 1)
+        message = struct.pack("!BBHHH", 8, 0, _checksum(header + payload), identity, 1) + payload
+        try:
+            sock.sendto(message, (target, 0))
+            while True:
+                data, sender = sock.recvfrom(65535)
+                if sender[0] == target and data[20] == 0 and data[24:26] == header[4:6]:
+                    return True
+        except (TimeoutError, OSError):
+            return False
+
+
+def _checksum(data: bytes) -> int:
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def udp_source(client: Path, server: Path, target: str, port: int = 5353) -> str:
+    """The source address under which `server` sees a datagram that `client` sends to `target`."""
+    with (
+        netns.open_socket(server, socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        netns.open_socket(client, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("0.0.0.0", port))
+        receiver.settimeout(3.0)
+        sender.sendto(b"who am I", (target, port))
+        return str(receiver.recvfrom(100)[1][0])

@@ -1,0 +1,187 @@
+"""Two nodes and a VXLAN overlay between them, in real namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from lan import Lan, Machine, ping, udp_source
+
+from agent.api.structs import Node, NodeSpec, ObjectMeta
+from agent.overlay.component import Overlay
+from agent.overlay.kernel import NetlinkKernel
+from agent.overlay.settings import OverlaySettings
+from cni import vxlan
+from host import netns, rtnl
+from host.netlink import Netlink
+
+
+class Cluster:
+    """Nodes with an overlay each; annotations go from one to all as through an API server."""
+
+    def __init__(self, lan: Lan, directory: Path, **settings: object) -> None:
+        self.lan, self.directory, self.settings = lan, directory, settings
+        self.annotations: dict[str, dict[str, str]] = {}
+        self.left: set[str] = set()
+
+    def nodes(self) -> dict[str, Node]:
+        return {
+            machine.name: Node(
+                metadata=ObjectMeta(name=machine.name, annotations=self.annotations.get(machine.name, {})),
+                spec=NodeSpec(pod_cidr=machine.pod_cidr, pod_cidrs=(machine.pod_cidr,)),
+            )
+            for machine in self.lan.nodes
+            if machine.name not in self.left
+        }
+
+    def overlay(self, machine: Machine, kernel: NetlinkKernel) -> Overlay:
+        async def annotate(values: Mapping[str, str]) -> None:
+            self.annotations.setdefault(machine.name, {}).update(values)
+
+        settings = OverlaySettings(
+            cluster_cidrs=("10.244.0.0/16",),
+            conf_dir=str(machine.state / "net.d"),
+            state_dir=str(machine.state),
+            rules_recheck_seconds=0,
+            **self.settings,  # type: ignore[arg-type]
+        )
+        return Overlay(
+            node_name=machine.name,
+            node_ip=machine.ip,
+            annotate=annotate,
+            settings=settings,
+            kernel=kernel,
+        )
+
+    def sync(self, rounds: int = 2) -> list[str]:
+        """Let every node's overlay make rounds, as fresh processes would; what they complain about."""
+        said = []
+        for _ in range(rounds):
+            said = [machine.run(lambda m=machine: asyncio.run(self._once(m))) for machine in self.lan.nodes]
+        return [line for line in said if line]
+
+    async def _once(self, machine: Machine) -> str:
+        kernel = NetlinkKernel()
+        overlay = self.overlay(machine, kernel)
+        try:
+            overlay._say(await overlay._round(self.nodes()))
+        finally:
+            kernel.close()
+        return overlay.status
+
+
+@pytest.fixture
+def lan(new_netns: Callable[[str], Path], tmp_path: Path) -> Lan:
+    lan = Lan(new_netns, tmp_path)
+    lan.add_node()
+    lan.add_node()
+    return lan
+
+
+def test_pods_of_two_nodes_reach_each_other(lan: Lan, tmp_path: Path) -> None:
+    cluster = Cluster(lan, tmp_path)
+    assert cluster.sync() == []
+    one, two = lan.nodes
+    pod1, ip1 = one.add_pod("p1")
+    pod2, ip2 = two.add_pod("p2")
+    assert ping(pod1, ip2)
+    assert ping(pod2, ip1)
+    assert ping(one.netns, ip2), "node to a pod on another node"
+    assert ping(pod1, two.ip), "pod to another node"
+    assert ping(pod1, ip2, size=1450 - 28), "a packet of the full pod MTU passes unfragmented"
+    assert not ping(pod1, ip2, size=1472 - 28, timeout=0.3)
+    assert udp_source(pod1, pod2, ip2) == ip1, "no address translation between pods"
+    assert udp_source(pod1, two.netns, two.ip) == ip1, "nor towards nodes"
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan"])
+def test_direct_routes(lan: Lan, tmp_path: Path, backend: str) -> None:
+    cluster = Cluster(lan, tmp_path, backend=backend, direct_routing=True)
+    assert cluster.sync() == []
+    one, two = lan.nodes
+    pod1, _ip1 = one.add_pod("p1")
+    _pod2, ip2 = two.add_pod("p2")
+    assert ping(pod1, ip2)
+    routes = one.run(lambda: _routes())
+    assert [(str(r.destination), str(r.gateway), r.onlink) for r in routes] == [
+        ("10.244.2.0/24", "192.0.2.12", False)
+    ]
+
+
+def _routes() -> list[rtnl.Route]:
+    with Netlink() as netlink:
+        return netlink.routes(protocol=vxlan.ROUTE_PROTOCOL)
+
+
+def test_deleted_device_comes_back_with_its_mac(lan: Lan, tmp_path: Path) -> None:
+    cluster = Cluster(lan, tmp_path)
+    cluster.sync()
+    one, two = lan.nodes
+    pod1, _ = one.add_pod("p1")
+    _, ip2 = two.add_pod("p2")
+    with Netlink(one.netns) as netlink:
+        before = netlink.get_link("flannel.1").mac
+        netlink.execute(rtnl.delete_link("flannel.1"))
+        assert not ping(pod1, ip2, timeout=0.2)
+        assert cluster.sync(1) == []
+        assert netlink.get_link("flannel.1").mac == before
+    assert ping(pod1, ip2)
+
+
+def test_node_that_leaves_takes_its_entries_along(lan: Lan, tmp_path: Path) -> None:
+    cluster = Cluster(lan, tmp_path)
+    cluster.sync()
+    cluster.left.add("node2")
+    one = lan.nodes[0]
+    one.run(lambda: asyncio.run(cluster._once(one)))
+    with Netlink(one.netns) as netlink:
+        device = netlink.get_link("flannel.1").index
+        assert netlink.routes(protocol=vxlan.ROUTE_PROTOCOL) == []
+        assert [n for n in netlink.neighbours(device) if n.state & rtnl.NUD_PERMANENT and n.address] == []
+        assert netlink.fdb(device) == []
+
+
+def test_device_of_another_kind_is_replaced(lan: Lan, tmp_path: Path) -> None:
+    one = lan.nodes[0]
+    with Netlink(one.netns) as netlink:
+        netlink.execute(rtnl.add_bridge("flannel.1", mac="02:00:00:00:00:09"))
+        assert Cluster(lan, tmp_path).sync() == []
+        assert netlink.get_link("flannel.1").kind == "vxlan"
+
+
+def test_changed_port_replaces_the_device(lan: Lan, tmp_path: Path) -> None:
+    Cluster(lan, tmp_path).sync()
+    cluster = Cluster(lan, tmp_path, port=4789)
+    assert cluster.sync() == []
+    pod1, _ = lan.nodes[0].add_pod("p1")
+    _, ip2 = lan.nodes[1].add_pod("p2")
+    assert ping(pod1, ip2)
+
+
+def test_rules_come_back_after_a_flush(lan: Lan, tmp_path: Path) -> None:
+    from host import processes
+
+    cluster = Cluster(lan, tmp_path)
+    cluster.sync()
+    one = lan.nodes[0]
+
+    def rules() -> str:
+        return processes.run(["iptables-save"]).stdout.decode()
+
+    before = one.run(rules)
+    one.run(lambda: processes.run(["iptables", "-t", "nat", "-F"]))
+    one.run(lambda: processes.run(["iptables", "-F"]))
+    cluster.sync(1)
+    assert _plain(one.run(rules)) == _plain(before)
+
+
+def _plain(text: str) -> list[str]:
+    return sorted(line for line in text.splitlines() if line.startswith("-A"))
+
+
+def test_work_inside_a_namespace_leaves_the_caller_where_it_was(new_netns: Callable[[str], Path]) -> None:
+    path, before = new_netns("n"), netns.identity()
+    assert netns.run_in(path, netns.identity) == netns.identity(path)
+    assert netns.identity() == before
