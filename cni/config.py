@@ -233,11 +233,15 @@ def _is_text(value: object) -> bool:
 
 
 def _port_mappings(config: Mapping[str, Any]) -> tuple[PortMapping, ...]:
-    runtime = config.get("runtimeConfig") or {}
+    runtime = config.get("runtimeConfig")
+    runtime = {} if runtime is None else runtime
     if not isinstance(runtime, Mapping):
         raise _invalid("runtimeConfig", "not an object")
+    listed = runtime.get("portMappings") or []
+    if not isinstance(listed, list):
+        raise _invalid("portMappings", "not a list")
     found = []
-    for entry in runtime.get("portMappings") or []:
+    for entry in listed:
         if not isinstance(entry, Mapping):
             raise _invalid("portMappings", f"{entry!r} is not an object")
         host_port, container_port = entry.get("hostPort", 0), entry.get("containerPort", 0)

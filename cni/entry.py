@@ -93,7 +93,7 @@ def _add(
     try:
         wire = wiring.attach(network, attachment, pod_netns=netns, addresses=addresses)
         try:
-            hostports.add(network, attachment, addresses)
+            hostports.add(network, attachment, addresses, args)
         except BaseException:
             wiring.detach(attachment)
             raise
@@ -159,12 +159,10 @@ def _check(network: NetworkConfig, attachment: Attachment, netns: str, *, wiring
 def _collect(network: NetworkConfig, valid: frozenset[Attachment], wiring: Wiring) -> dict[str, Any]:
     """Remove what belongs to attachments that are not in `valid`; leases equal live pods afterwards."""
     attached = wiring.attached()
-    for attachment in attached:
-        if attachment not in valid:
-            hostports.remove(network, attachment)
-            wiring.detach(attachment)
+    for attachment in hostports.owners(network) - valid:
+        hostports.remove(network, attachment)
+    for attachment in attached.keys() - valid:
+        wiring.detach(attachment)
     kernel = [lease for found in attached.values() for lease in found]
-    for lease in _leases(network).keep_only(valid, kernel):
-        if lease.owner:
-            hostports.remove(network, lease.owner)
+    _leases(network).keep_only(valid, kernel)
     return {}

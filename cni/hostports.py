@@ -1,16 +1,213 @@
-"""Host ports: rules that lead a port of the node to a pod's port."""
+"""Host ports: rules that lead a port of the node to a pod's port (capability `portMappings`).
+
+    nat    PREROUTING, OUTPUT  to a local address -j NODELET-HOSTPORTS   one DNAT for each port and family
+    nat    POSTROUTING                            -j NODELET-HP-MASQ     for a pod or the node calling itself
+    filter INPUT                                  -j NODELET-LOCALNET    no stranger reaches 127.0.0.0/8
+
+Each pod's ports are a record on disk; both chains are always made anew from all records, under a lock. So a
+kill between two steps, a second try and a flush by somebody else are all mended by the next `assert_rules`,
+and no rule outlives its pod. Jumps go to the end of the built-in chains and match local addresses only:
+services and transit traffic keep their ways (CVE-2019-9946, CVE-2025-67499).
+
+A port on 127.0.0.1 needs `route_localnet` on the bridge, which would open the node's loopback to its pods
+(CVE-2020-8558); the rule in INPUT that closes it again is in place before the switch is turned.
+
+Not for: services of type NodePort.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cni.config import Attachment, NetworkConfig
-from host.rtnl import IPInterface
+from cni.config import Attachment, NetworkConfig, PortMapping
+from host import files, processes
+from host.errors import NotFound
+from host.rtnl import IPAddress, IPInterface
+from host.rules import iptables
+from host.rules.iptables import Family, Jump, TableChange
+
+HOSTPORTS, MASQUERADE, LOCALNET = "NODELET-HOSTPORTS", "NODELET-HP-MASQ", "NODELET-LOCALNET"
+_KIND, _VERSION = "host-ports", 1
+_FAMILIES: tuple[Family, ...] = (4, 6)
+_LOOPBACK = {4: "127.0.0.1/32", 6: "::1/128"}
+_LOCALNET_DROP = "! -i lo -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 
 
-def add(network: NetworkConfig, attachment: Attachment, addresses: Sequence[IPInterface]) -> None:
-    pass
+@dataclass(frozen=True)
+class PodPorts:
+    """The host ports of one pod interface. `label` names the pod to people."""
+
+    label: str
+    addresses: tuple[IPAddress, ...]
+    mappings: tuple[PortMapping, ...]
+
+
+def plan_rules(pods: Sequence[PodPorts], family: Family) -> tuple[list[TableChange], list[Jump]]:
+    """Chains and jumps for these pods' ports; where two pods claim a port the first one has it. Pure."""
+    forward: list[str] = []
+    masquerade: list[str] = []
+    for pod in pods:
+        for address in (address for address in pod.addresses if address.version == family):
+            for mapping in pod.mappings:
+                if mapping.host_ip is None or mapping.host_ip.version == family:
+                    _add_rules(forward, masquerade, pod.label, address=address, mapping=mapping)
+    nat = TableChange("nat", {HOSTPORTS: forward, MASQUERADE: list(dict.fromkeys(masquerade))})
+    comment = '-m comment --comment "nodelet: host ports"'
+    jumps = [
+        Jump("nat", chain, f"-m addrtype --dst-type LOCAL {comment} -j {HOSTPORTS}")
+        for chain in ("PREROUTING", "OUTPUT")
+    ]
+    jumps.append(Jump("nat", "POSTROUTING", f"{comment} -j {MASQUERADE}"))
+    if family == 6:
+        return [nat], jumps
+    jumps.append(Jump("filter", "INPUT", f"{comment} -j {LOCALNET}", prepend=True))
+    return [nat, TableChange("filter", {LOCALNET: [_LOCALNET_DROP]})], jumps
+
+
+def _add_rules(
+    forward: list[str], masquerade: list[str], label: str, *, address: IPAddress, mapping: PortMapping
+) -> None:
+    protocol, length = mapping.protocol, address.max_prefixlen
+    where = f"-d {mapping.host_ip}/{length} " if mapping.host_ip else ""
+    target = (
+        f"{address}:{mapping.container_port}"
+        if address.version == 4
+        else f"[{address}]:{mapping.container_port}"
+    )
+    comment = iptables.quote(f"host port of {label}")
+    forward.append(
+        f"{where}-p {protocol} -m {protocol} --dport {mapping.host_port} -m comment --comment {comment}"
+        f" -j DNAT --to-destination {target}"
+    )
+    for source in (f"{address}/{length}", _LOOPBACK[address.version]):
+        masquerade.append(
+            f"-s {source} -d {address}/{length} -p {protocol} -m {protocol} --dport {mapping.container_port}"
+            f" -m comment --comment {comment} -j MASQUERADE"
+        )
+
+
+def add(
+    network: NetworkConfig, attachment: Attachment, addresses: Sequence[IPInterface], args: Mapping[str, str]
+) -> None:
+    """Open a pod's host ports; nothing to do for a pod without any."""
+    if not network.port_mappings:
+        return
+    folder = _folder(network.state_dir / network.name)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    label = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}".strip("/")
+    pod = PodPorts(
+        label or attachment.container_id[:32],
+        tuple(address.ip for address in addresses),
+        network.port_mappings,
+    )
+    with files.locked(folder / "lock", wait=True):
+        files.write_record(
+            folder / _file_name(attachment), _to_json(pod), kind=_KIND, version=_VERSION, sync=False
+        )
+        _assert_locked(folder)
+    _open_loopback(network.bridge)
+    _forget_udp(pod)
 
 
 def remove(network: NetworkConfig, attachment: Attachment) -> None:
-    pass
+    """Close a pod's host ports; nothing to do for a pod without any."""
+    folder = _folder(network.state_dir / network.name)
+    path = folder / _file_name(attachment)
+    if not path.exists():
+        return
+    with files.locked(folder / "lock", wait=True):
+        pod = _read(path)
+        path.unlink(missing_ok=True)
+        _assert_locked(folder)
+    if pod:
+        _forget_udp(pod)
+
+
+def assert_rules(state: Path) -> bool:
+    """Make the rules be as the records in a network's state folder say; True when some were missing."""
+    folder = _folder(state)
+    if not folder.is_dir():
+        return False
+    with files.locked(folder / "lock", wait=True):
+        return _assert_locked(folder)
+
+
+def owners(network: NetworkConfig) -> set[Attachment]:
+    """Whose records there are."""
+    with suppress(FileNotFoundError):
+        names = [name.split(",") for name in os.listdir(_folder(network.state_dir / network.name))]
+        return {Attachment(*name) for name in names if len(name) == 2}
+    return set()
+
+
+def remove_all() -> None:
+    """Take all rules away (for `nodelet reset`)."""
+    for family in _FAMILIES:
+        with suppress(NotFound):
+            iptables.remove({"nat": [HOSTPORTS, MASQUERADE], "filter": [LOCALNET]}, family=family)
+
+
+def _folder(state: Path) -> Path:
+    return state / "ports"
+
+
+def _file_name(attachment: Attachment) -> str:
+    return f"{attachment.container_id},{attachment.ifname}"
+
+
+def _assert_locked(folder: Path) -> bool:
+    paths = [folder / name for name in os.listdir(folder) if "," in name and not name.startswith(".")]
+    paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)  # the newest pod has a port
+    pods = [pod for path in paths if (pod := _read(path))]
+    changed = False
+    for family in _FAMILIES:
+        if family == 4 or any(address.version == 6 for pod in pods for address in pod.addresses):
+            changed = iptables.ensure(*plan_rules(pods, family), family=family) or changed
+    return changed
+
+
+def _read(path: Path) -> PodPorts | None:
+    try:
+        return _from_json(files.read_record(path, kind=_KIND, version=_VERSION))
+    except NotFound:
+        return None
+    except (files.CorruptRecord, KeyError, TypeError, ValueError):
+        files.quarantine(path)
+        return None
+
+
+def _to_json(pod: PodPorts) -> dict[str, Any]:
+    mappings = [
+        [mapping.host_port, mapping.container_port, mapping.protocol, str(mapping.host_ip or "")]
+        for mapping in pod.mappings
+    ]
+    return {"label": pod.label, "addresses": [str(ip) for ip in pod.addresses], "mappings": mappings}
+
+
+def _from_json(data: Any) -> PodPorts:
+    mappings = tuple(
+        PortMapping(int(host), int(container), str(protocol), ipaddress.ip_address(ip) if ip else None)
+        for host, container, protocol, ip in data["mappings"]
+    )
+    return PodPorts(str(data["label"]), tuple(map(ipaddress.ip_address, data["addresses"])), mappings)
+
+
+def _open_loopback(bridge: str) -> None:
+    Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
+
+
+def _forget_udp(pod: PodPorts) -> None:
+    """Flows that conntrack knows keep their old target for ever while packets flow: forget them."""
+    for port in _udp_ports(pod.mappings):
+        with suppress(NotFound):  # without the program, old flows end after 30 s of silence
+            processes.run(["conntrack", "-D", "-p", "udp", "--orig-port-dst", str(port)], check=False)
+
+
+def _udp_ports(mappings: Iterable[PortMapping]) -> list[int]:
+    return sorted({mapping.host_port for mapping in mappings if mapping.protocol == "udp"})

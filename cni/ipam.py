@@ -112,7 +112,8 @@ class Leases:
                 deleted it under running pods.
         """
         with self._locked(adopt):
-            leases, result, made = self._read(), [], []
+            leases, result = self._read(), []
+            made: list[Lease] = []
             for subnet in subnets:
                 lease = self._own(leases, owner, subnet)
                 if lease is None:
@@ -194,13 +195,14 @@ class Leases:
         self, leases: list[Lease], owner: Attachment, subnet: IPNetwork, is_live: Callable[[Attachment], bool]
     ) -> Lease | None:
         cursor = f"last-{subnet.version}"
-        last = parse_lease(self._read_text(cursor))
-        found = choose(subnet, [lease.address for lease in leases], last and last.address)
+        hint = parse_lease(self._read_text(cursor))
+        last = hint.address if hint else None
+        found = choose(subnet, [lease.address for lease in leases], last)
         if found is None:
             stale = [lease for lease in leases if self._is_stale(lease, is_live)]
             self._unlink(stale)
             leases[:] = [lease for lease in leases if lease not in stale]
-            found = choose(subnet, [lease.address for lease in leases], last and last.address)
+            found = choose(subnet, [lease.address for lease in leases], last)
         if found is None:
             return None
         self._write_cursor(cursor, found)

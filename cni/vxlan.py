@@ -138,7 +138,7 @@ def plan(wanted: Entries, actual: Entries) -> list[Op]:
     # Setting an entry replaces the one with the same key: removing that one afterwards would hit the new one.
     destinations = {route.destination for route in wanted.routes}
     macs, addresses = {fdb.mac for fdb in wanted.fdbs}, {arp.address for arp in wanted.arps}
-    removes = [
+    removes: list[Arp | Fdb | Route] = [
         *(r for r in _sorted(actual.routes - wanted.routes) if r.destination not in destinations),
         *(fdb for fdb in sorted(actual.fdbs - wanted.fdbs) if fdb.mac not in macs),
         *(arp for arp in sorted(actual.arps - wanted.arps) if arp.address not in addresses),

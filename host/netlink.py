@@ -82,7 +82,8 @@ class Netlink:
     def try_execute(self, *requests: Request) -> list[int]:
         """As `execute`, but gives the errno of each request (0: done) instead of raising it."""
         with self._lock:
-            first, answers = self._send(requests, rtnl.NLM_F_ACK), {}
+            first = self._send(requests, rtnl.NLM_F_ACK)
+            answers: dict[int, int] = {}
             while len(answers) < len(requests):
                 for kind, _flags, sequence, payload in self._receive():
                     if kind == rtnl.NLMSG_ERROR and first <= sequence < first + len(requests):
@@ -149,7 +150,8 @@ class Netlink:
         raise Busy(errno.EAGAIN, request.what, "the list kept changing while it was read")
 
     def _dump_once(self, request: Request, parse: Callable[[bytes], R]) -> list[R] | None:
-        wanted, found, interrupted = self._send([request], 0), [], False
+        wanted, interrupted = self._send([request], 0), False
+        found: list[R] = []
         while True:
             for kind, flags, sequence, payload in self._receive():
                 if sequence != wanted:

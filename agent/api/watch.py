@@ -18,7 +18,7 @@ import dataclasses
 import enum
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
 import msgspec
@@ -115,7 +115,7 @@ class LineReader(Generic[T]):
 
 async def watch_once(
     client: ApiClient, selection: Selection[T], resource_version: str
-) -> AsyncIterator[WatchEvent[T]]:
+) -> AsyncGenerator[WatchEvent[T], None]:
     """One connection. Ends normally when the server ends it; raises `ApiError`."""
     timeout = int(SERVER_TIMEOUT * (1 + random.random()))  # noqa: S311 - spreads load, not a secret
     reader = LineReader(selection)
@@ -126,7 +126,7 @@ async def watch_once(
             yield reader.read(line)
 
 
-async def watch_from_list(client: ApiClient, selection: Selection[T]) -> AsyncIterator[WatchEvent[T]]:
+async def watch_from_list(client: ApiClient, selection: Selection[T]) -> AsyncGenerator[WatchEvent[T], None]:
     """Everything that exists as ADDED, LISTED, then changes without end. Raises `ApiError`, `Gone` when the
     server no longer knows our resourceVersion."""
     listed = await client.list(
@@ -169,7 +169,7 @@ def backoff(attempt: int) -> float:
     return ceiling * (0.5 + random.random() / 2)  # noqa: S311
 
 
-async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncIterator[WatchEvent[T]]:
+async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncGenerator[WatchEvent[T], None]:
     """Like `watch_from_list`, and again after every failure. Never raises `ApiError`, never ends."""
     attempt = 0
     while True:

@@ -50,3 +50,12 @@ def decode(kind: type, value: object) -> object:
     if kind is Size:
         return Size(quantity.value(str(value)))
     raise NotImplementedError(kind)
+
+
+def encode(value: object) -> object:
+    """msgspec's `enc_hook` for the two types above: seconds as "1.5s", bytes as a number."""
+    if isinstance(value, Duration):
+        return f"{value:g}s"
+    if isinstance(value, Size):
+        return str(int(value))
+    raise NotImplementedError(type(value))

@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 API_VERSION = "kubelet.config.k8s.io/v1beta1"
 KIND = "KubeletConfiguration"
 
+EVICTION_HARD = {
+    "memory.available": "100Mi",
+    "nodefs.available": "10%",
+    "nodefs.inodesFree": "5%",
+    "imagefs.available": "15%",
+    "imagefs.inodesFree": "5%",
+}
+"""kubelet's thresholds on Linux; a file that has evictionHard replaces all of them."""
+
 _IRREGULAR = {
     "cgroups_per_qos": "cgroupsPerQOS",
     "cluster_dns": "clusterDNS",
@@ -227,13 +236,7 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     image_maximum_gc_age: Duration = msgspec.field(default=Duration(0), name="imageMaximumGCAge")
     image_gc_high_threshold_percent: int = 85
     image_gc_low_threshold_percent: int = 80
-    eviction_hard: dict[str, str] = {
-        "memory.available": "100Mi",
-        "nodefs.available": "10%",
-        "nodefs.inodesFree": "5%",
-        "imagefs.available": "15%",
-        "imagefs.inodesFree": "5%",
-    }
+    eviction_hard: dict[str, str] = msgspec.field(default_factory=lambda: dict(EVICTION_HARD))
     eviction_soft: dict[str, str] = {}
     eviction_soft_grace_period: dict[str, str] = {}
     eviction_pressure_transition_period: Duration = Duration(300)

@@ -34,8 +34,6 @@ from agent.node.conditions import RuntimeState
 from agent.node.facts import Machine, Usage
 
 WEB_SOCKETS = "ExtendWebSocketsToKubelet"
-KUBELET_VERSION = "v1.37.0"
-"""The Kubernetes release whose node behaviour we follow."""
 
 
 @dataclasses.dataclass(frozen=True)

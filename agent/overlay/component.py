@@ -20,13 +20,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from agent.api.structs import Node
 from agent.overlay import mac, peers
 from agent.overlay.kernel import Kernel, NetlinkKernel
 from agent.overlay.settings import OverlaySettings
 from cni import config as cni_config
-from cni import firewall, vxlan
+from cni import firewall, hostports, vxlan
 from cni.vxlan import Device, Peer
 from host import files
 from host.clocks import Clock, SystemClock
@@ -34,6 +35,7 @@ from host.errors import HostError, InputError, NotFound
 from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Annotate = Callable[[Mapping[str, str]], Awaitable[None]]
 """Writes annotations to our own Node; may raise what the API client raises, and is asked again later."""
@@ -80,7 +82,7 @@ class Overlay:
         self._settings = settings or OverlaySettings()
         self._clock = clock or SystemClock()
         self._kernel = kernel
-        self._failures = (*annotate_failures, HostError, InputError)
+        self._failures: tuple[type[Exception], ...] = (*annotate_failures, HostError, InputError)
         self._nodes: Mapping[str, Node] | None = None
         self._wake = asyncio.Event()
         self._status = "waiting for the list of nodes"
@@ -142,7 +144,7 @@ class Overlay:
             if node is None or not ranges:
                 return [cni_config.NO_POD_CIDR]
             due = self._clock.monotonic() - self._rules_checked >= self._settings.rules_recheck_seconds
-            ground, problems = await asyncio.to_thread(self._reconcile, nodes, ranges, due)
+            ground, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
             if due:
                 self._rules_checked = self._clock.monotonic()
             self._pod_mtu = ground.mtu
@@ -240,4 +242,17 @@ class Overlay:
             log.warning("overlay: this kernel has no %s (modprobe br_netfilter)", ", ".join(missing))
         hosts = [f"{host}/{host.max_prefixlen}" for host in {peer.host for peer in found} | {self._host}]
         with suppress(NotFound):  # no iptables here: the plugin's ADD says so
-            firewall.ensure_rules(network, hosts)
+            changed = firewall.ensure_rules(network, hosts)
+            changed = hostports.assert_rules(network.state_dir / network.name) or changed
+            if changed:
+                log.info("overlay: packet filter rules written")
+
+
+async def _finish_on_thread(work: Callable[[], T]) -> T:
+    """Run `work` on a thread; a cancelled caller waits for its end, so that nothing is left half-done."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise

@@ -1,8 +1,8 @@
 """What a pod's worker may do, and what it knows when it decides: the vocabulary of `plan`.
 
 An action with a `key` becomes a job; while a job of that key runs, the same action is not started again, and
-when it ends the worker plans anew. `Hold` and `Wait` start nothing: they say why a container does not run, and
-when to look again. All times are monotonic seconds.
+when it ends the worker plans anew. `Hold` and `Wait` start nothing: they say why a container does not run,
+and when to look again. All times are monotonic seconds.
 """
 
 from __future__ import annotations

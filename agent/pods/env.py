@@ -1,8 +1,8 @@
 """A container's environment from its spec, the objects it names, and the services around it. Pure.
 
 Order of precedence, lowest first: service variables, `envFrom` in order, `env` in order; a later name wins.
-`$(NAME)` in a value sees only what came before it. What is missing raises `EnvError` with kubelet's words, and
-becomes the message of CreateContainerConfigError.
+`$(NAME)` in a value sees only what came before it. What is missing raises `EnvError` with kubelet's words,
+and becomes the message of CreateContainerConfigError.
 
 Source: core/v1 EnvVar, and the messages of pkg/kubelet/kubelet_pods.go (v1.37).
 """

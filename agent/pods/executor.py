@@ -1,7 +1,7 @@
 """Carries out one action for one pod: the thin side of `plan`. No decisions beyond "did it work".
 
-Each method is one job. A job that fails raises `JobFailed`, which says what to show and how soon to try again; the
-worker does the waiting. What a job learned goes to the observer and to the worker's memory.
+Each method is one job. A job that fails raises `JobFailed`, which says what to show and how soon to try
+again; the worker does the waiting. What a job learned goes to the observer and to the worker's memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes sure a container's image is there, as its pull policy says, and tells the story in kubelet's events.
 
-Back-off between failed pulls is the worker's (it is per pod and image); this module does one attempt. A limited
-number of pulls run at the same time; looking an image up is never limited.
+Back-off between failed pulls is the worker's (it is per pod and image); this module does one attempt. A
+limited number of pulls run at the same time; looking an image up is never limited.
 
 Source: pkg/kubelet/images/image_manager.go (v1.37).
 """
@@ -96,8 +96,8 @@ class ImagePuller:
             raise ImageProblem("ErrImagePull", f'image "{written}" is not there after its pull succeeded')
         waited = self._clock.monotonic() - asked
         text = (
-            f'Successfully pulled image "{written}" in {_go_duration(took)} ({_go_duration(waited)} including '
-            f"waiting). Image size: {image.size} bytes."
+            f'Successfully pulled image "{written}" in {_go_duration(took)} '
+            f"({_go_duration(waited)} including waiting). Image size: {image.size} bytes."
         )
         say("Normal", "Pulled", text)
         return image
@@ -105,7 +105,8 @@ class ImagePuller:
     async def _try_each(self, written: str, name: str, auths: list[pb.AuthConfig], say: Say) -> str:
         """Pull with each fitting credential in turn, without one if none fits."""
         problem: RuntimeFailure | None = None
-        for auth in auths or [None]:
+        choices: list[pb.AuthConfig | None] = [*auths] or [None]
+        for auth in choices:
             try:
                 return await self._runtime.pull(name, auth=auth)
             except RuntimeFailure as exc:

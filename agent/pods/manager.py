@@ -1,9 +1,9 @@
 """The pods of this node: the component that runs them and answers questions about them.
 
-Where a pod goes: API watch or static manifest → store → the pod's own worker → `plan` → runtime calls; and its
-facts come back: runtime events → observer → the same worker → `status` → one PATCH. This module only joins
-those parts: it gives each pod uid a worker, asks admission before the first step, and hands what is left of
-unknown pods to a worker that only cleans up.
+Where a pod goes: API watch or static manifest → store → the pod's own worker → `plan` → runtime calls; and
+its facts come back: runtime events → observer → the same worker → `status` → one PATCH. This module only
+joins those parts: it gives each pod uid a worker, asks admission before the first step, and hands what is
+left of unknown pods to a worker that only cleans up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SWEEP_SECONDS = 60.0
 class PodManager:
     """Runs the pods of one node.
 
-    The constructor does nothing; `run` owns every task and returns when cancelled, leaving containers running.
+    `run` owns every task and returns when cancelled, leaving containers running.
     Pods come in by `put` and `remove` (from informer callbacks and static manifests, in the event loop);
     `complete` says that a source has told everything it has, after which leftovers may be cleaned up.
 
@@ -84,7 +84,10 @@ class PodManager:
         self._waiting = set(await_sources)
         self._workers: dict[str, PodWorker] = {}
         self._mirrors: dict[str, Pod] = {}
-        self._volumes = volumes
+        self._next: dict[str, Pod] = {}
+        """Static pods that wait for the one of the same name before them, by that one's uid."""
+        self.on_static_change: Callable[[], None] = lambda: None
+        """Called when static pods or mirrors changed (see agent.pods.mirror)."""
         self.observer = Observer(
             runtime=runtime,
             clock=clock,
@@ -142,6 +145,12 @@ class PodManager:
         if worker is not None:
             worker.update(pod)
             return
+        if spec.is_static(pod):
+            self.on_static_change()
+            before = self._find(pod.metadata.namespace, pod.metadata.name, None)
+            if before is not None:
+                self._next[before.uid] = pod
+                return
         worker = PodWorker(pod, executor=self._executor, on_finished=self._finished)
         verdict = self._admission(pod)
         self._workers[pod.metadata.uid] = worker
@@ -156,10 +165,14 @@ class PodManager:
         if spec.is_mirror(pod):
             self._mirrors.pop(uid, None)
             self._writer.forget(uid)
+            self.on_static_change()
             return
         if self._held is not None:
             self._held = [p for p in self._held if p.metadata.uid != uid]
             return
+        if spec.is_static(pod):
+            self.on_static_change()
+            self._next = {key: p for key, p in self._next.items() if p.metadata.uid != uid}
         self._writer.forget(uid)
         worker = self._workers.get(uid)
         if worker is not None:
@@ -174,6 +187,7 @@ class PodManager:
 
     def _put_mirror(self, mirror: Pod) -> None:
         self._mirrors[mirror.metadata.uid] = mirror
+        self.on_static_change()
         key = mirror.metadata.annotations.get(spec.MIRROR_ANNOTATION, "")
         for worker in self._workers.values():
             if worker.pod.metadata.annotations.get(spec.HASH_ANNOTATION) == key:
@@ -227,6 +241,17 @@ class PodManager:
         worker = self._workers.pop(uid, None)
         if worker is not None:
             log.info("pod gone pod=%s", spec.full_name(worker.pod))
+        successor = self._next.pop(uid, None)
+        if successor is not None:
+            self.put(successor)
+
+    def static_pods(self) -> list[Pod]:
+        """The static pods of this node."""
+        return [w.pod for w in self._workers.values() if spec.is_static(w.pod) and not w.removed]
+
+    def mirror_pods(self) -> list[Pod]:
+        """Their mirrors in the API."""
+        return list(self._mirrors.values())
 
     def on_probe_result(self, result: ProbeResult) -> None:
         """Callback for the probe manager: a probe's state changed."""
@@ -262,7 +287,7 @@ class PodManager:
                 self._sweep()
 
     def _sweep(self) -> None:
-        """Give every unknown pod of ours that the runtime or the disk still holds a worker that removes it."""
+        """Give every unknown pod of ours that the runtime or the disk holds a worker that removes it."""
         if self._waiting:
             return
         for uid in self.observer.uids() - self._workers.keys():

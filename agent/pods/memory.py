@@ -1,6 +1,7 @@
 """What one pod's worker remembers between two plans: results of its jobs, times it saw, decisions about it.
 
-Everything here can be lost with the agent: what matters is rebuilt from the runtime's facts and the API's status.
+Everything here can be lost with the agent: what matters is rebuilt from the runtime's facts and the API's
+status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A pod's names and name resolution: hostname, /etc/hosts, resolv.conf. Pure but for reading the host's files.
+"""A pod's names and name resolution: hostname, /etc/hosts, resolv.conf. Pure but for reading the host's
+files.
 
 Source: pkg/kubelet/network/dns/dns.go and pkg/kubelet/kubelet_pods.go (v1.37); KEP-1797 (FQDN hostname).
 """

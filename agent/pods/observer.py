@@ -1,11 +1,12 @@
 """What the runtime holds, kept up to date by its events; a slow relist is only the net below.
 
-One stream of container events serves all pods: each event carries the pod's state, so only that pod's facts are
-touched and only its worker is woken. After every (re)connection everything is listed once, because what happened
-in between was told to nobody. A pod whose runtime calls hang delays neither the stream nor another pod.
+One stream of container events serves all pods: each event carries the pod's state, so only that pod's facts
+are touched and only its worker is woken. After every (re)connection everything is listed once, because what
+happened in between was told to nobody. A pod whose runtime calls hang delays neither the stream nor another
+pod.
 
-Facts about removed containers are remembered as tombstones for a while: an event that was on its way when the
-removal was confirmed must not bring the container back.
+Facts about removed containers are remembered as tombstones for a while: an event that was on its way when
+the removal was confirmed must not bring the container back.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Observer:
         boxes = [s for s in sandboxes if s.id not in self._tombstones]
         cons = [c for c in containers if c.id not in self._tombstones]
         now = self._clock.monotonic()
-        self._learned.update({item.id: now for item in (*boxes, *cons)})
+        self._learned.update(dict.fromkeys([*(s.id for s in boxes), *(c.id for c in cons)], now))
         old = self._pods.get(uid) or PodFacts(uid=uid, namespace=namespace, name=name)
         new = merge(old, sandboxes=boxes, containers=cons)
         self._pods[uid] = new

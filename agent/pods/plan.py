@@ -1,12 +1,12 @@
 """What to do next for a pod that shall run: a pure function from spec and observation to actions.
 
-The order it keeps: sandbox and volumes and images side by side; init containers one after the other, a sidecar
-among them counting as done once it has started; app containers in spec order, each after the one before has
-started (its postStart hook included). One container that fails or waits never holds back another pod, and an app
-container that waits does not hold back the next.
+The order it keeps: sandbox and volumes and images side by side; init containers one after the other, a
+sidecar among them counting as done once it has started; app containers in spec order, each after the one
+before has started (its postStart hook included). One container that fails or waits never holds back another
+pod, and an app container that waits does not hold back the next.
 
-A container's facts in an older sandbox count for the restart policy, not for the progress of initialisation: a
-new sandbox runs all init containers again, as with kubelet.
+A container's facts in an older sandbox count for the restart policy, not for the progress of
+initialisation: a new sandbox runs all init containers again, as with kubelet.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from agent.api.structs import Container, Pod
 from agent.pods import spec
 from agent.pods.actions import (
     Action,
+    Failure,
     Hold,
     KillContainer,
     Observed,
@@ -31,7 +32,7 @@ from agent.pods.actions import (
 )
 from agent.pods.facts import ContainerFact, PodFacts, SandboxFact, State
 from agent.pods.plan_stop import plan_stop
-from agent.pods.restart import finished, restart_at, restarts, wants_start
+from agent.pods.restart import finished, restart_at, wants_start
 
 FRESH = 2.0
 """Seconds a failure is shown by its own name before it is shown as a back-off."""
@@ -129,7 +130,8 @@ def _to_start(
     for container in (*pod.spec.containers, *pod.spec.ephemeral_containers):
         fact = seen.facts.latest(container.name)
         ephemeral = container in pod.spec.ephemeral_containers
-        if (fact is None) if ephemeral else wants_start(pod, container, fact):
+        wanted = fact is None if ephemeral else wants_start(pod, container, fact)
+        if wanted or f"start:{container.name}" in seen.jobs:
             due.append((container, fact))
     return due
 
@@ -159,7 +161,7 @@ def _start(
     for key in (pull.key, f"start:{container.name}"):
         failure = seen.failures.get(key)
         if failure is not None and failure.retry > seen.now:
-            return [_failure_hold(seen, container.name, failure)]
+            return [_failure_hold(seen, container, failure)]
     image_id = seen.images.get(container.name)
     if image_id is None:
         return [] if pull.key in seen.jobs else [pull]
@@ -178,13 +180,14 @@ def _crash_hold(pod: Pod, seen: Observed, container: Container, due: float) -> H
     return Hold(container.name, "CrashLoopBackOff", message, due)
 
 
-def _failure_hold(seen: Observed, name: str, failure: "Failure") -> Hold:  # noqa: UP037
+def _failure_hold(seen: Observed, container: Container, failure: Failure) -> Hold:
     fresh = failure.failed + FRESH
-    if failure.later and seen.now >= fresh:
-        return Hold(name, failure.later, failure.message, failure.retry)
-    return Hold(
-        name, failure.reason, failure.message, min(fresh, failure.retry) if failure.later else failure.retry
-    )
+    if not failure.later:
+        return Hold(container.name, failure.reason, failure.message, failure.retry)
+    if seen.now < fresh:
+        return Hold(container.name, failure.reason, failure.message, min(fresh, failure.retry))
+    text = f'Back-off pulling image "{container.image}": {failure.reason}: {failure.message}'
+    return Hold(container.name, failure.later, text, failure.retry)
 
 
 def _pull_ahead(pod: Pod, seen: Observed, current: Container) -> list[Action]:
@@ -216,6 +219,3 @@ def _duration(seconds: float) -> str:
     """Seconds as Go prints them: 10s, 1m20s, 5m0s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-__all__ = ["FRESH", "finished", "plan", "restarts"]

@@ -1,8 +1,9 @@
 """What to do next for a pod that has to go, or whose work is over: the mirror of `plan`. Pure.
 
-Order: app containers together, then sidecars one by one in reverse start order (KEP-753), each with what is left
-of the grace; when all are dead, sandbox and volumes side by side; last, if nothing shall stay, the sandbox with
-its dead containers and the cgroup. A pod that ended by itself keeps its dead containers, for their logs.
+Order: app containers together, then sidecars one by one in reverse start order (KEP-753), each with what is
+left of the grace; when all are dead, sandbox and volumes side by side; last, if nothing shall stay, the
+sandbox with its dead containers and the cgroup. A pod that ended by itself keeps its dead containers, for
+their logs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the pods component needs from the rest of the agent, as narrow protocols.
 
-The real ones are ProbeManager, VolumeManager, EventRecorder, Runtime and the informers; tests hand in fakes that
-behave. One `Ports` value travels through workers and executors instead of a dozen arguments.
+The real ones are ProbeManager, VolumeManager, EventRecorder, Runtime and the informers; tests hand in fakes
+that behave. One `Ports` value travels through workers and executors instead of a dozen arguments.
 """
 
 from __future__ import annotations

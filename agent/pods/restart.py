@@ -1,7 +1,7 @@
 """When a dead container is started again, and when never: restart policies and the crash back-off. Pure.
 
-The back-off is kubelet's: the first restart is immediate, then 10 s, 20 s, … up to a maximum, counted from the
-container's exit; a container that kept running for ten minutes starts over. All times are monotonic.
+The back-off is kubelet's: the first restart is immediate, then 10 s, 20 s, … up to a maximum, counted from
+the container's exit; a container that kept running for ten minutes starts over. All times are monotonic.
 """
 
 from __future__ import annotations

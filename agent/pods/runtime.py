@@ -1,8 +1,8 @@
 """The CRI client: the only place in the agent that speaks to a container runtime.
 
-One grpc.aio channel, one method a remote call, answers turned into facts where plan and status need them and
-left as CRI messages where somebody else renders them (statistics, runtime status). What a runtime refuses is a
-`RuntimeFailure`; the text is the runtime's own, because it ends up in the pod's events.
+One grpc.aio channel, one method a remote call, answers turned into facts where plan and status need them
+and left as CRI messages where somebody else renders them (statistics, runtime status). What a runtime
+refuses is a `RuntimeFailure`; the text is the runtime's own, because it ends up in the pod's events.
 """
 
 from __future__ import annotations

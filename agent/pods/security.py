@@ -2,8 +2,8 @@
 
 A container's own field wins over the pod's. What cannot be enforced is refused by name, never ignored.
 
-Source: pkg/securitycontext/util.go and pkg/kubelet/kuberuntime/security_context.go (v1.37); masked and read-only
-paths as in the OCI default of containerd and kubelet.
+Source: pkg/securitycontext/util.go and pkg/kubelet/kuberuntime/security_context.go (v1.37); masked and
+read-only paths as in the OCI default of containerd and kubelet.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _groups(asked: PodSecurityContext) -> list[int]:
     return [*own, *asked.supplemental_groups]
 
 
-def _groups_policy(asked: PodSecurityContext) -> pb.SupplementalGroupsPolicy:
+def _groups_policy(asked: PodSecurityContext) -> Any:
     policy = asked.supplemental_groups_policy or "Merge"
     if policy not in pb.SupplementalGroupsPolicy.keys():  # noqa: SIM118 - an enum wrapper, not a dict
         raise SpecError(f"unsupported supplementalGroupsPolicy: {policy}")
@@ -224,7 +224,7 @@ def _apparmor(asked: SecurityProfile | None) -> pb.SecurityProfile | None:
     )
 
 
-def _profile_type(name: str) -> pb.SecurityProfile.ProfileType:
+def _profile_type(name: str) -> Any:
     if name not in ("RuntimeDefault", "Unconfined", "Localhost"):
         raise SpecError(f"unknown profile type: {name!r}")
     return pb.SecurityProfile.ProfileType.Value(name)

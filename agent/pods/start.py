@@ -1,7 +1,8 @@
 """Starts one container: environment, mounts, create, start, postStart hook; and reads its last words.
 
-Everything that is a matter of the spec fails as CreateContainerConfigError before the runtime is asked at all.
-The files the agent itself mounts, /etc/hosts and the termination log, are made here, in the pod's directory.
+Everything that is a matter of the spec fails as CreateContainerConfigError before the runtime is asked at
+all. The files the agent itself mounts, /etc/hosts and the termination log, are made here, in the pod's
+directory.
 """
 
 from __future__ import annotations

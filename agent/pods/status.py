@@ -1,8 +1,8 @@
 """A pod's status from its spec, its facts and the status before: a pure function.
 
-Rules it keeps: a terminal phase never changes back; a restart count never falls; conditions that others own stay
-as they are; a transition time changes only with the condition's status. The texts are kubelet's, because people
-and controllers match on them.
+Rules it keeps: a terminal phase never changes back; a restart count never falls; conditions that others own
+stay as they are; a transition time changes only with the condition's status. The texts are kubelet's,
+because people and controllers match on them.
 
 Source: k8s.io/kubernetes pkg/kubelet/status/generate.go and pkg/kubelet/kubelet_pods.go (getPhase), v1.37.
 """

@@ -1,8 +1,8 @@
 """Writes pod statuses to the API: one PATCH at a time a pod, the latest wins, retried until it is there.
 
-A status that is only routine (still Pending, nothing to explain) may wait a moment, because a pod that starts
-quickly makes it obsolete; everything else goes out at once. After the last status of a pod that is gone from this
-node, its object is deleted with no grace, bound to its uid.
+A status that is only routine (still Pending, nothing to explain) may wait a moment, because a pod that
+starts quickly makes it obsolete; everything else goes out at once. After the last status of a pod that is
+gone from this node, its object is deleted with no grace, bound to its uid.
 """
 
 from __future__ import annotations

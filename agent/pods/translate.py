@@ -1,7 +1,7 @@
 """A pod's spec as CRI messages: the sandbox's and the containers' configuration. Pure.
 
-Everything decided elsewhere (environment, mounts, names, cgroup) is handed in; this module only says it in CRI's
-terms. What CRI cannot express raises `SpecError`, which becomes CreateContainerConfigError.
+Everything decided elsewhere (environment, mounts, names, cgroup) is handed in; this module only says it in
+CRI's terms. What CRI cannot express raises `SpecError`, which becomes CreateContainerConfigError.
 
 Source: pkg/kubelet/kuberuntime (labels.go, kuberuntime_sandbox.go, kuberuntime_container_linux.go), v1.37.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from agent.api.structs import Container, Pod
 from agent.expansion import expand
@@ -123,7 +124,7 @@ def container_config(
     return config
 
 
-def _signal(name: str) -> int:
+def _signal(name: str) -> Any:
     try:
         return pb.Signal.Value(name)
     except ValueError as exc:

@@ -1,8 +1,8 @@
 """One pod's serial worker: look, plan, start jobs, report; then sleep until something wakes it.
 
-A worker never waits inside a step: everything slow is a job (an asyncio task of its own) that wakes the worker
-when it ends. So a hung volume or a slow pull of this pod delays neither other pods nor this pod's own deletion.
-The worker's task exists only while there is something to do.
+A worker never waits inside a step: everything slow is a job (an asyncio task of its own) that wakes the
+worker when it ends. So a hung volume or a slow pull of this pod delays neither other pods nor this pod's
+own deletion. The worker's task exists only while there is something to do.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from agent.pods import actions, spec
 from agent.pods.executor import Executor, JobFailed
 from agent.pods.facts import ContainerFact, PodFacts, State
 from agent.pods.memory import Memory
-from agent.pods.plan import finished, plan
-from agent.pods.restart import retry_delay
+from agent.pods.plan import plan
+from agent.pods.restart import finished, retry_delay
 from agent.pods.start import start_container, termination_message
 from agent.pods.status import StatusInput, Verdict, pod_status
 from agent.pods.status_containers import ContainerView
@@ -170,9 +170,9 @@ class PodWorker:
             memory.stop = dataclasses.replace(memory.stop, release=True)
         memory.stop_grace = grace
         for fact in facts.containers:
-            job = self._jobs.get(f"start:{fact.name}")
-            if job is not None and fact.dead and fact.id in memory.hooking:
-                job.task.cancel()  # its postStart hook has nothing left to run in
+            starting = self._jobs.get(f"start:{fact.name}")
+            if starting is not None and fact.dead and fact.id in memory.hooking:
+                starting.task.cancel()  # its postStart hook has nothing left to run in
 
     def _check_deadline(self, now: float) -> None:
         limit = self.pod.spec.active_deadline_seconds

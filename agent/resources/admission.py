@@ -1,7 +1,7 @@
 """Whether this node takes a pod: the scheduler's basic checks again, at the last moment. Pure.
 
-The scheduler may have decided on old news, and a pod with `nodeName` set never saw it. What does not fit ends in
-phase Failed with one of kubelet's reasons; static pods and critical ones are not turned away for lack of room.
+The scheduler may have decided on old news, and a pod with `nodeName` set never saw it. What does not fit ends
+in phase Failed with one of kubelet's reasons.
 
 Source: pkg/kubelet/lifecycle/predicate.go, pkg/scheduler/framework/plugins (v1.37).
 """

@@ -1,8 +1,8 @@
 """The cgroups a node keeps above its containers: `kubepods`, one a QoS class, one a pod.
 
 Layout as kubelet's cgroupfs driver makes it: `<root>/kubepods/pod<uid>` for Guaranteed pods, and
-`<root>/kubepods/{burstable,besteffort}/pod<uid>`. Paths are relative to every hierarchy's mount, which is also
-what CRI's cgroup_parent means. The containers' own cgroups below are the runtime's.
+`<root>/kubepods/{burstable,besteffort}/pod<uid>`. Paths are relative to every hierarchy's mount, which is
+also what CRI's cgroup_parent means. The containers' own cgroups below are the runtime's.
 """
 
 from __future__ import annotations
@@ -106,8 +106,13 @@ class PodCgroups:
         """Kill and remove the pod's cgroup; a missing one is removed already. Raises HostError."""
         if self._burstable.pop(pod.metadata.uid, None) is not None:
             self._weigh_burstable()
-        # Waits for the last process to be reaped, so not in the event loop.
-        await asyncio.to_thread(self._cgroups.remove, self.path(pod))
+        # Nobody knows the class of a pod whose object is gone: look in all of them.
+        known = bool(pod.spec.containers)
+        kinds = (qos.qos_class(pod),) if known else (qos.GUARANTEED, qos.BURSTABLE, qos.BEST_EFFORT)
+        for kind in kinds:
+            path = f"{kubepods_path(self._root, kind)}/pod{pod.metadata.uid}"
+            # Waits for the last process to be reaped, so not in the event loop.
+            await asyncio.to_thread(self._cgroups.remove, path)
 
     def _weigh_burstable(self) -> None:
         # The level's weight is the sum of its pods', so that best-effort pods cannot crowd them out.

@@ -1,7 +1,7 @@
 """Quality of service: a pod's class and what follows from it. Pure.
 
-Source: k8s.io/kubernetes pkg/apis/core/v1/helper/qos, pkg/kubelet/qos/policy.go, pkg/kubelet/cm/helpers_linux.go,
-and k8s.io/component-helpers/resource (API reference v1.37).
+Source: k8s.io/kubernetes pkg/apis/core/v1/helper/qos, pkg/kubelet/qos/policy.go,
+pkg/kubelet/cm/helpers_linux.go, and k8s.io/component-helpers/resource (API reference v1.37).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def qos_class(pod: Pod) -> str:
 
 
 def pod_requests(pod: Pod) -> dict[str, Fraction]:
-    """What the scheduler counts for a pod: the larger of all app containers with sidecars and of any init step,
+    """What the scheduler counts for a pod: the larger of all app containers with sidecars and any init step,
     pod-level requests in their place where set, plus overhead."""
     total = _aggregate(pod, requests_of)
     if pod.spec.resources is not None:

@@ -14,8 +14,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from agent.api.meta import JSON
+from agent.api.structs import Pod
 from agent.api.times import format_time
 from agent.server.exposition import Family, Sample
 
@@ -129,6 +131,54 @@ def resource_metrics(
             "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise",
             (Sample(1 if error else 0),),
         ),
+    )
+
+
+def from_cri(stats: Any, started: float) -> ContainerReading:
+    """A reading from a CRI ContainerStats; `started` in Unix seconds."""
+    labels = stats.attributes.labels
+    has_cpu = stats.HasField("cpu") and stats.cpu.HasField("usage_core_nano_seconds")
+    has_memory = stats.HasField("memory") and stats.memory.HasField("working_set_bytes")
+    return ContainerReading(
+        namespace=labels.get("io.kubernetes.pod.namespace", ""),
+        pod=labels.get("io.kubernetes.pod.name", ""),
+        uid=labels.get("io.kubernetes.pod.uid", ""),
+        container=labels.get("io.kubernetes.container.name", stats.attributes.metadata.name),
+        usage=Reading(
+            time=stats.cpu.timestamp or stats.memory.timestamp,
+            cpu=stats.cpu.usage_core_nano_seconds.value if has_cpu else None,
+            working_set=stats.memory.working_set_bytes.value if has_memory else None,
+            started=started,
+        ),
+    )
+
+
+def cadvisor_metrics(containers: Sequence[ContainerReading], pods: Sequence[Pod]) -> tuple[Family, ...]:
+    """CPU and memory of containers under cAdvisor's names, with the image as a label."""
+    images = {
+        (pod.metadata.uid, status.name): status.image
+        for pod in pods
+        for status in pod.status.container_statuses
+    }
+
+    def labels(item: ContainerReading) -> dict[str, str]:
+        return {**_labels(item), "image": images.get((item.uid, item.container), "")}
+
+    def family(name: str, kind: str, help: str, values: Sequence[float | None]) -> Family:
+        pairs = zip(containers, values, strict=True)
+        samples = (
+            Sample(value, labels(item), item.usage.time // 1_000_000)
+            for item, value in pairs
+            if value is not None
+        )
+        return Family(name, kind, help, tuple(samples))
+
+    cpu = [None if item.usage.cpu is None else item.usage.cpu / 1e9 for item in containers]
+    memory = [item.usage.working_set for item in containers]
+    return (
+        family("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed", cpu),
+        family("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", memory),
+        family("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", memory),
     )
 
 

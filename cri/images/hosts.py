@@ -89,10 +89,11 @@ def parse_hosts(text: str, *, domain: str, default: Endpoint, base: Path, what: 
         raise InputError(f"{what}: host must be a table of servers")
     found = [_endpoint(url, table, domain=domain, base=base, what=what) for url, table in hosts.items()]
     server = document.pop("server", "")
+    last = default
     if server or document:
-        found.append(_endpoint(server or default.origin, document, domain=domain, base=base, what=what))
-    else:
-        found.append(default)
+        last = _endpoint(server or default.origin, document, domain=domain, base=base, what=what)
+    if (last.origin, last.path) not in {(item.origin, item.path) for item in found}:
+        found.append(last)
     return tuple(found)
 
 

@@ -64,6 +64,7 @@ class ImageStore:
         pinned: tuple[str, ...] = (),
         platform: Platform | None = None,
         sync: Callable[[], None] = os.sync,
+        session: "Callable[[float], aiohttp.ClientSession] | None" = None,
     ) -> None:
         """Describe a store.
 
@@ -77,12 +78,14 @@ class ImageStore:
             pinned: references whose images are reported as pinned.
             platform: what images must be for; None for this machine's.
             sync: makes the store's files durable; called a while after a pull, in a thread.
+            session: makes the HTTP client from its progress time-out; None for `registry.new_session`.
         """
         self._root = root
         self._registry_config_dir = registry_config_dir
         self._progress_timeout = progress_timeout
         self._pinned = frozenset(str(reference.parse(ref)) for ref in pinned)
         self._sync = sync
+        self._new_session = session
         blobs = BlobStore(root)
         self._shop = Workshop(
             root=root,
@@ -153,7 +156,7 @@ class ImageStore:
         from cri.images.registry import Fetcher, new_session  # aiohttp is slow to import: at the first pull
 
         if self._session is None:
-            self._session = new_session(self._progress_timeout)
+            self._session = (self._new_session or new_session)(self._progress_timeout)
         servers = await asyncio.to_thread(hosts.endpoints, ref.domain, self._registry_config_dir)
         fetcher = Fetcher(self._session, ref, endpoints=servers, credentials=auth)
         with ExitStack() as guard:

@@ -1,61 +1,43 @@
 """The runtime as cri/server sees it: one asyncio object, one connection per pod's supervisor.
 
-Signatures first; bodies follow.
+A request goes to the supervisor, which does everything that needs the pod's namespaces; what must be undone
+after a crash (folders, cgroups, mounts) is made and taken away here, by way of `StateFolder`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import socket
+import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from cri.runtime.spec import ContainerFacts, ContainerSpec, Event, ExecResult, ExecSpec, SandboxFacts, SandboxSpec
+from cri.runtime import identity, messages
+from cri.runtime.errors import StartFailed
+from cri.runtime.launch import Spawner, launch_spawner
+from cri.runtime.link import Link, connect
+from cri.runtime.process import Attachment, ExecProcess, collect
+from cri.runtime.spec import (
+    ContainerFacts,
+    ContainerSpec,
+    Event,
+    ExecResult,
+    ExecSpec,
+    SandboxFacts,
+    SandboxSpec,
+)
+from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups
+from host.errors import HostError, NotFound, TimedOut, from_errno, from_oserror
 
+__all__ = ["Attachment", "ExecProcess", "Runtime", "Spawner", "launch_spawner"]
 
-class Spawner:
-    """The small process that forks supervisors; made by `launch_spawner` before gRPC is imported."""
-
-    def close(self) -> None:
-        """End the spawner process; supervisors stay."""
-        raise NotImplementedError
-
-
-def launch_spawner() -> Spawner:
-    """Start the spawner (sync, about 20 ms). Call first thing in main(), before grpc is imported."""
-    raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attachment:
-    """File descriptors of a running container's streams; non-blocking, owned (and closed) by the caller."""
-
-    stdin: int | None
-    """Write end (pipe, or the terminal's master); closing it is end of file when the spec has stdin_once."""
-    stdout: int | None
-    stderr: int | None
-
-
-class ExecProcess:
-    """A process started by `Runtime.exec`. It is killed when nodelet-cri goes away."""
-
-    pid: int
-    stdin: int | None
-    """Write end, non-blocking, owned by the caller; with tty the terminal's master (same fd as stdout)."""
-    stdout: int | None
-    stderr: int | None
-
-    async def wait(self) -> int:
-        """Exit code (128 + signal when killed)."""
-        raise NotImplementedError
-
-    async def kill(self, signal: int = 9) -> None:
-        """Signal the process and everything in its session; no error when it is gone."""
-        raise NotImplementedError
-
-    async def resize(self, *, width: int, height: int) -> None:
-        """Set the terminal's size; only with tty."""
-        raise NotImplementedError
+_STOP_LIMIT_S = 20.0
+_DEVICES_LEFT_OUT = ("pts", "shm", "mqueue", "fd", "console", "core", "ptmx")
 
 
 class Runtime:
@@ -67,27 +49,133 @@ class Runtime:
 
     def __init__(self, state_dir: Path, *, spawner: Spawner, cgroups: Cgroups) -> None:
         """`state_dir`: normally /run/nodelet/cri; `<state_dir>/sandboxes/<id>` are its pods, 0700."""
+        self._state = StateFolder(state_dir, cgroups)
+        self._spawner = spawner
+        self._cgroups = cgroups
+        self._links: dict[str, Link] = {}
+        self._facts: dict[tuple[str, str], ContainerFacts] = {}
+        self._exits: dict[tuple[str, str], asyncio.Event] = {}
+        self._executions: dict[tuple[str, int], asyncio.Future[int]] = {}
+        self._next_exec = 1
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._stopping: set[str] = set()
+        self._held = identity.held_capabilities()
 
     async def close(self) -> None:
         """Drop the connections; sandboxes and containers go on."""
-        raise NotImplementedError
+        self._stopping.update(self._links)
+        for link in list(self._links.values()):
+            link.close()
 
-    def events(self) -> AsyncIterator[Event]:
-        """Exits, OOM kills and lost supervisors, in order, for ever; one consumer.
+    async def events(self) -> AsyncIterator[Event]:
+        """Exits and lost supervisors, in order, for ever; one consumer.
 
         An exit is in the snapshot of `attach_sandbox` as well when it happened before the attach.
         """
-        raise NotImplementedError
+        while True:
+            yield await self._events.get()
 
     def sandbox_ids(self) -> list[str]:
         """Ids that have a state folder, whether alive or not: what to attach to, or remove, at start."""
-        raise NotImplementedError
+        return self._state.sandbox_ids()
 
     async def create_sandbox(self, spec: SandboxSpec) -> SandboxFacts:
         """Fork a supervisor and let it make the pod's namespaces. Network devices are the caller's (CNI);
         `lo` is up. A failure leaves nothing behind.
+
+        Raises:
+            Exists: there is a sandbox of this id.
         """
-        raise NotImplementedError
+        cgroup = spec.cgroup_path if spec.share_pid else ""
+        procs = tuple(self._cgroups.procs_files(cgroup)) if cgroup else ()
+        message = messages.sandbox(spec, procs)
+        undo = {"netns_path": message["netns_path"], "cgroup": cgroup, "share_pid": spec.share_pid}
+        undo["host_ipc"] = spec.host_ipc
+        folder = self._state.make_sandbox(spec.id, undo)
+        try:
+            if cgroup:
+                await asyncio.to_thread(self._cgroups.create, cgroup)
+            facts = await self._spawn(spec.id, folder, message)
+        except BaseException:
+            await self._abandon(spec.id)
+            raise
+        return facts
+
+    async def _spawn(self, sandbox_id: str, folder: Path, message: dict[str, Any]) -> SandboxFacts:
+        ours, theirs = socket.socketpair()
+        link = self._adopt(sandbox_id, ours)
+        answer = link.expect()
+        try:
+            self._spawner.spawn(os.fsencode(folder), message, theirs.fileno())
+        finally:
+            theirs.close()
+        try:
+            value, _ = await answer
+        except StartFailed as exc:
+            raise from_errno(exc.errno or errno.EIO, f"create sandbox {sandbox_id}", exc.message) from exc
+        return self._sandbox_facts(sandbox_id, value)
+
+    async def _abandon(self, sandbox_id: str) -> None:
+        """Clean up after a failed create; the failure is what the caller is told."""
+        with suppress(HostError):
+            await self.remove_sandbox(sandbox_id)
+
+    def _adopt(self, sandbox_id: str, sock: socket.socket) -> Link:
+        link = Link(
+            sock,
+            on_event=lambda value: self._happened(sandbox_id, value),
+            on_lost=lambda: self._lost(sandbox_id),
+        )
+        self._links[sandbox_id] = link
+        return link
+
+    def _link(self, sandbox_id: str) -> Link:
+        link = self._links.get(sandbox_id)
+        if link is None:
+            raise NotFound(errno.ENOENT, f"sandbox {sandbox_id}", "it has no running supervisor")
+        return link
+
+    def _happened(self, sandbox_id: str, value: dict[str, Any]) -> None:
+        if value["event"] == "exec":
+            future = self._executions.pop((sandbox_id, value["exec"]), None)
+            if future is not None and not future.done():
+                future.set_result(value["code"])
+        elif value["event"] == "exited":
+            facts = self._remember(sandbox_id, value["facts"])
+            event = Event(kind="exited", sandbox_id=sandbox_id, container_id=facts.id, exit=facts.exit)
+            self._events.put_nowait(event)
+
+    def _remember(self, sandbox_id: str, value: dict[str, Any]) -> ContainerFacts:
+        facts = messages.container_facts(value)
+        key = (sandbox_id, facts.id)
+        self._facts[key] = facts
+        if facts.exit is not None and key in self._exits:
+            self._exits[key].set()
+        return facts
+
+    def _lost(self, sandbox_id: str) -> None:
+        self._links.pop(sandbox_id, None)
+        for key in [key for key in self._executions if key[0] == sandbox_id]:
+            future = self._executions.pop(key)
+            if not future.done():
+                future.set_exception(from_errno(errno.ESRCH, "the sandbox's supervisor is gone"))
+                future.exception()
+        for key, event in self._exits.items():
+            if key[0] == sandbox_id:
+                event.set()
+        if sandbox_id not in self._stopping:
+            self._events.put_nowait(Event(kind="sandbox-lost", sandbox_id=sandbox_id))
+
+    def _sandbox_facts(self, sandbox_id: str, value: dict[str, Any]) -> SandboxFacts:
+        netns = self._state.read(self._state.sandbox(sandbox_id), "sandbox").get("netns_path")
+        return SandboxFacts(
+            id=sandbox_id,
+            alive=True,
+            pid=value["pid"],
+            netns_path=Path(os.fsdecode(netns)) if netns else None,
+            created_at=value["created_at"],
+            containers=tuple(self._remember(sandbox_id, found) for found in value["containers"]),
+        )
 
     async def attach_sandbox(self, sandbox_id: str) -> SandboxFacts:
         """Find a sandbox again after a restart and subscribe to its events.
@@ -95,53 +183,179 @@ class Runtime:
         With a dead supervisor the facts come from the records on disk: alive=False, and containers without a
         recorded exit are given one (code 255, error "supervisor lost") after their processes were killed.
         """
-        raise NotImplementedError
+        if sandbox_id not in self._links:
+            try:
+                self._adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+            except HostError as exc:
+                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                    raise
+        return await self.sandbox_facts(sandbox_id)
 
     async def sandbox_facts(self, sandbox_id: str) -> SandboxFacts:
         """The present facts; asks the supervisor, not the disk, while it lives."""
-        raise NotImplementedError
+        messages.check_id("sandbox", sandbox_id)
+        if sandbox_id in self._links:
+            with suppress(NotFound):
+                return self._sandbox_facts(sandbox_id, await self._links[sandbox_id].request("snapshot"))
+        return await asyncio.to_thread(self._state.lost_facts, sandbox_id)
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         """Kill all its containers, wait for their exits, unbind and release the namespaces, end the
-        supervisor. Call CNI DEL before. Stopping a stopped or missing sandbox succeeds.
+        supervisor. Call CNI DEL before. Stopping a stopped or missing sandbox succeeds (CRI: StopPodSandbox).
+
+        Raises:
+            Busy: a process cannot be killed.
         """
-        raise NotImplementedError
+        messages.check_id("sandbox", sandbox_id)
+        if not self._state.sandbox(sandbox_id).is_dir():
+            return
+        self._stopping.add(sandbox_id)
+        try:
+            if sandbox_id not in self._links:
+                with suppress(HostError):
+                    self._adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+            if sandbox_id in self._links:
+                await self._stop(sandbox_id, self._links[sandbox_id])
+            await asyncio.to_thread(self._settle, sandbox_id)
+        finally:
+            self._stopping.discard(sandbox_id)
+
+    async def _stop(self, sandbox_id: str, link: Link) -> None:
+        """By asking; a supervisor that does not end in time (it is stopped, or stuck) is killed."""
+        try:
+            async with asyncio.timeout(_STOP_LIMIT_S):
+                with suppress(NotFound):
+                    await link.request("stop")
+                await link.ended.wait()
+        except TimeoutError:
+            self._state.kill_supervisor(sandbox_id)
+            link.close()
+
+    def _settle(self, sandbox_id: str) -> None:
+        """After the supervisor: every container has an exit on disk, and nothing is held on the host."""
+        self._state.kill_supervisor(sandbox_id)
+        self._state.lost_facts(sandbox_id)
+        self._state.release_sandbox(sandbox_id)
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Stop, then remove mounts, containers' cgroups and the state folder. Idempotent."""
-        raise NotImplementedError
+        await self.stop_sandbox(sandbox_id)
+        await asyncio.to_thread(self._state.remove_sandbox, sandbox_id)
+        for key in [key for key in self._facts if key[0] == sandbox_id]:
+            self._forget(*key)
+
+    def _forget(self, sandbox_id: str, container_id: str) -> None:
+        self._facts.pop((sandbox_id, container_id), None)
+        event = self._exits.pop((sandbox_id, container_id), None)
+        if event is not None:
+            event.set()
 
     async def create_container(self, spec: ContainerSpec) -> ContainerFacts:
         """Make the cgroup, namespaces and root file system; the process waits for `start_container`.
 
         Raises:
             StartFailed: the root could not be prepared; the message says which step. Nothing is left behind.
+            Exists: the sandbox has a container of this id.
         """
-        raise NotImplementedError
+        link = self._link(spec.sandbox_id)
+        messages.check_id("container", spec.id)
+        devices = await asyncio.to_thread(_devices, spec) if spec.devices or spec.all_devices else ()
+        undo = self._state.read(self._state.sandbox(spec.sandbox_id), "sandbox")
+        places = self._places(spec, devices, host_ipc=undo.get("host_ipc", False))
+        message = messages.container(spec, places, share_pid=undo.get("share_pid", False))
+        await asyncio.to_thread(self._prepare, spec)
+        try:
+            return self._remember(spec.sandbox_id, await link.request("create", spec=message))
+        except BaseException:
+            with suppress(HostError):
+                await asyncio.to_thread(self._state.remove_container, spec.sandbox_id, spec.id)
+            raise
+
+    def _prepare(self, spec: ContainerSpec) -> None:
+        """Record, then cgroup: what the record names is removed when anything fails."""
+        self._state.make_container(spec.sandbox_id, spec.id, {"cgroup": spec.cgroup_path})
+        if not spec.cgroup_path:
+            return
+        try:
+            self._cgroups.create(spec.cgroup_path, spec.resources)
+        except HostError as exc:
+            self._state.remove_container(spec.sandbox_id, spec.id)
+            raise StartFailed(exc.errno or errno.EIO, f"cgroup: {exc}", step="cgroup") from exc
+
+    def _places(
+        self, spec: ContainerSpec, devices: tuple[messages.DeviceNode, ...], *, host_ipc: bool
+    ) -> messages.Places:
+        shm = self._state.sandbox(spec.sandbox_id) / "shm"
+        mountpoint = self._state.container(spec.sandbox_id, spec.id) / "rootfs"
+        shared = Path("/dev/shm") if host_ipc else shm  # noqa: S108 - the node's own, asked for by hostIPC
+        if not spec.cgroup_path:
+            return messages.Places(
+                mountpoint=mountpoint, shm=shared, devices=devices, held_capabilities=self._held
+            )
+        folders = self._cgroups.folders(spec.cgroup_path)
+        names = [tree.name for tree in self._cgroups.trees]
+        return messages.Places(
+            mountpoint=mountpoint,
+            shm=shared,
+            procs_files=tuple(self._cgroups.procs_files(spec.cgroup_path)),
+            kill_file=self._cgroups.kill_file(spec.cgroup_path),
+            oom_file=self._cgroups.oom_file(spec.cgroup_path),
+            cgroup_dirs=tuple(zip(names, folders, strict=True)),
+            cgroup_v2=self._cgroups.mode == "v2",
+            devices=devices,
+            held_capabilities=self._held,
+        )
 
     async def start_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:
         """Let the waiting process become the container's program (about 2 ms).
 
         Raises:
             StartFailed: identity, working directory or exec failed, for instance
-                exec "foo": no such file or directory. The container is then exited with code 128 (127 when
-                the file is missing, 126 when it cannot be run, are left to shells).
+                exec: "foo": executable file not found in $PATH. The container has then exited with code 128.
         """
-        raise NotImplementedError
+        value = await self._link(sandbox_id).request("start", container=container_id)
+        key = (sandbox_id, container_id)
+        known = self._facts.get(key)
+        return known if known is not None and known.exit else self._remember(sandbox_id, value)
 
-    async def signal_container(self, sandbox_id: str, container_id: str, signal: int, *, all: bool = False) -> None:
-        """Signal the first process, or with `all` every process of its cgroup. Nothing to do once exited."""
-        raise NotImplementedError
+    async def signal_container(
+        self, sandbox_id: str, container_id: str, signal: int, *, all: bool = False
+    ) -> None:
+        """Signal the first process, or with `all` (and SIGKILL) every process of its cgroup.
+
+        Nothing to do once it has exited.
+        """
+        fields = {"container": container_id, "signal": messages.signal_number(signal), "all": all}
+        await self._link(sandbox_id).request("signal", **fields)
 
     async def wait_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:
         """Return when the container has exited (at once when it has)."""
-        raise NotImplementedError
+        event = self._exits.setdefault((sandbox_id, container_id), asyncio.Event())
+        facts = await self.container_facts(sandbox_id, container_id)
+        if facts.exit is None:
+            await event.wait()
+            facts = await self.container_facts(sandbox_id, container_id)
+        return facts
+
+    async def container_facts(self, sandbox_id: str, container_id: str) -> ContainerFacts:
+        """The present facts of one container."""
+        for facts in (await self.sandbox_facts(sandbox_id)).containers:
+            if facts.id == container_id:
+                return facts
+        raise NotFound(errno.ENOENT, f"container {container_id}")
 
     async def remove_container(self, sandbox_id: str, container_id: str) -> None:
         """Kill what is left of it, remove its cgroup and state. Overlay directories are the caller's.
         Idempotent.
         """
-        raise NotImplementedError
+        messages.check_id("container", container_id)
+        if sandbox_id in self._links:
+            with suppress(NotFound):
+                await self.signal_container(sandbox_id, container_id, 9, all=True)
+                await self.wait_container(sandbox_id, container_id)
+                await self._link(sandbox_id).request("remove", container=container_id)
+        self._forget(sandbox_id, container_id)
+        await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
 
     async def exec(self, sandbox_id: str, container_id: str, spec: ExecSpec) -> ExecProcess:
         """Start a further process in a running container.
@@ -149,18 +363,52 @@ class Runtime:
         Raises:
             StartFailed: the program could not be executed.
         """
-        raise NotImplementedError
+        link = self._link(sandbox_id)
+        number, self._next_exec = self._next_exec, self._next_exec + 1
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._executions[sandbox_id, number] = exited
+        fields = messages.exec_request(spec, number)
+        try:
+            value, fds = await link.request_with_fds("exec", container=container_id, **fields)
+        except asyncio.CancelledError:
+            with suppress(HostError):
+                await link.request("exec-signal", exec=number, signal=9)
+            raise
+        except BaseException:
+            self._executions.pop((sandbox_id, number), None)
+            raise
+
+        async def send_signal(signal: int) -> None:
+            with suppress(NotFound):
+                await link.request("exec-signal", exec=number, signal=messages.signal_number(signal))
+
+        streams = dict(zip(value["streams"], fds, strict=True))
+        return ExecProcess(value["pid"], streams, exited=exited, send_signal=send_signal)
 
     async def exec_sync(
-        self, sandbox_id: str, container_id: str, argv: tuple[str, ...], *, timeout: float | None, limit: int = 16 << 20
+        self,
+        sandbox_id: str,
+        container_id: str,
+        argv: tuple[str, ...],
+        *,
+        timeout: float | None,
+        limit: int = 16 << 20,
     ) -> ExecResult:
         """Run to its end and collect the output, at most `limit` bytes a stream.
 
         Raises:
-            TimedOut: after `timeout` seconds; the process and its session are killed.
+            TimedOut: after `timeout` seconds; the process and its process group are killed.
             StartFailed: the program could not be executed.
         """
-        raise NotImplementedError
+        process = await self.exec(sandbox_id, container_id, ExecSpec(argv=argv))
+        try:
+            async with asyncio.timeout(timeout):
+                return await collect(process, limit)
+        except TimeoutError as exc:
+            raise TimedOut(errno.ETIMEDOUT, f"exec {argv[0]!r}", f"no end after {timeout} s") from exc
+        finally:
+            process.close()
+            await process.kill()
 
     async def attach(
         self, sandbox_id: str, container_id: str, *, stdin: bool, stdout: bool, stderr: bool
@@ -169,16 +417,55 @@ class Runtime:
 
         A reader that does not keep up loses output (never the log, never the container).
         """
-        raise NotImplementedError
+        fields = {"container": container_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
+        value, fds = await self._link(sandbox_id).request_with_fds("attach", **fields)
+        streams = dict(zip(value["streams"], fds, strict=True))
+        return Attachment(
+            stdin=streams.get("stdin"), stdout=streams.get("stdout"), stderr=streams.get("stderr")
+        )
 
     async def resize(self, sandbox_id: str, container_id: str, *, width: int, height: int) -> None:
         """Set the size of a tty container's terminal."""
-        raise NotImplementedError
+        fields = {"container": container_id, "width": width, "height": height}
+        await self._link(sandbox_id).request("resize", **fields)
 
     async def reopen_log(self, sandbox_id: str, container_id: str) -> None:
         """Close the log file and open the path again (after rotation)."""
-        raise NotImplementedError
+        await self._link(sandbox_id).request("reopen-log", container=container_id)
 
     def container_pid(self, sandbox_id: str, container_id: str) -> int:
         """Host process id of a running container, 0 otherwise; from memory, no round trip."""
-        raise NotImplementedError
+        facts = self._facts.get((sandbox_id, container_id))
+        return facts.pid if facts is not None and facts.exit is None else 0
+
+
+def _devices(spec: ContainerSpec) -> tuple[messages.DeviceNode, ...]:
+    """The device nodes asked for, as they are on the host.
+
+    Raises:
+        HostError: a device is missing, or no device.
+    """
+    wanted = [(device.source, device.target) for device in spec.devices]
+    if spec.all_devices:
+        for where, folders, files in os.walk("/dev"):
+            folders[:] = [name for name in folders if name not in _DEVICES_LEFT_OUT]
+            names = [Path(where, name) for name in files if name not in _DEVICES_LEFT_OUT]
+            wanted += [(path, str(path)) for path in names if _is_device(path.lstat().st_mode)]
+    nodes = []
+    for source, target in wanted:
+        try:
+            found = source.stat()
+        except OSError as exc:
+            raise from_oserror(exc, f"device {source}") from exc
+        if not _is_device(found.st_mode):
+            raise from_errno(errno.ENODEV, f"device {source}")
+        nodes.append(
+            messages.DeviceNode(
+                target=target, mode=found.st_mode, number=found.st_rdev, uid=found.st_uid, gid=found.st_gid
+            )
+        )
+    return tuple(nodes)
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)

@@ -104,11 +104,12 @@ class Container:
         try:
             for path in self.spec["procs_files"]:
                 namespaces.attach(path, pid)
-        except HostError as exc:
+            control.send(ATTACHED)
+        except BrokenPipeError:
+            return  # the init failed first: its own words are on the way
+        except OSError as exc:
             self._error = {"errno": exc.errno, "message": str(exc), "step": "cgroup"}
             self.kill()
-            return
-        control.send(ATTACHED)
 
     def _make_stdio(self) -> tuple[tuple[int, int, int], dict[str, int]]:
         """(descriptors for the child, our ends by name); with a terminal the child brings its own."""
@@ -182,7 +183,8 @@ class Container:
 
     def ended(self, status: int) -> bool:
         """The init was reaped. Writes the exit down; whether the container is still to be remembered."""
-        self._hang_up()
+        while self._control is not None:
+            self._told(0)
         error = self._error or {}
         if self._creating is not None:
             self._fail(self._creating, error, "init ended while it prepared the container")

@@ -83,6 +83,8 @@ class Execution:
             for path in self.container.spec["procs_files"]:
                 namespaces.attach(path, self.pid)
             self._control.send(ATTACHED)
+        except BrokenPipeError:
+            return  # it failed first: its own words are on the way
         except OSError as exc:
             self._error = {"errno": exc.errno, "message": str(exc), "step": "cgroup"}
             self.kill(signal.SIGKILL)
@@ -128,7 +130,8 @@ class Execution:
 
     def ended(self, status: int) -> None:
         """It was reaped: tell its connection."""
-        self._hang_up()
+        while self._control.fileno() >= 0:
+            self._told(0)
         self._close_fds()
         if self._answer is not None:
             error = self._error

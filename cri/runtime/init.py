@@ -60,12 +60,10 @@ def run_container(spec: dict[str, Any], control: int, stdio: tuple[int, int, int
     """
     step = _Step()
     try:
-        _leave_supervisor(stdio, (control,))
-        with socket.socket(fileno=CONTROL) as channel:
-            try:
-                _container(spec, channel, step)
-            except BaseException as exc:
-                channel.send(_report(exc, step))
+        control = _leave_supervisor(stdio, (control,))
+        _container(spec, socket.socket(fileno=control), step)
+    except BaseException as exc:
+        os.write(control, _report(exc, step))
     finally:
         os._exit(FAILED)
 
@@ -77,12 +75,10 @@ def run_exec(spec: dict[str, Any], control: int, stdio: tuple[int, int, int], pi
     """
     step = _Step()
     try:
-        _leave_supervisor(stdio, (control, pidfd))
-        with socket.socket(fileno=CONTROL) as channel:
-            try:
-                _exec(spec, channel, step)
-            except BaseException as exc:
-                channel.send(_report(exc, step))
+        control = _leave_supervisor(stdio, (control, pidfd))
+        _exec(spec, socket.socket(fileno=control), step)
+    except BaseException as exc:
+        os.write(control, _report(exc, step))
     finally:
         os._exit(FAILED)
 
@@ -98,8 +94,12 @@ def _report(exc: BaseException, step: _Step) -> bytes:
     return wire.encode(facts)
 
 
-def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> None:
-    """Drop everything inherited. Afterwards 0, 1, 2 are `stdio`, CONTROL and up are `keep`, the rest closed."""
+def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int:
+    """Drop everything inherited. Afterwards 0, 1, 2 are `stdio`, CONTROL and up are `keep`, the rest closed.
+
+    Returns:
+        CONTROL.
+    """
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -114,6 +114,7 @@ def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> Non
     for target, fd in enumerate(above):
         os.dup2(fd, target, inheritable=target < CONTROL)
     syscalls.close_range(len(above))
+    return CONTROL
 
 
 def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:

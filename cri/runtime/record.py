@@ -1,7 +1,8 @@
 """Small facts on disk, written by supervisors before they are told to anybody: all or nothing, checked.
 
-The same promise as `host.files.write_record`, without its imports: a magic word, a CRC-32 and one value of
-`cri.runtime.wire`. Supervisors' folders are on tmpfs in a normal set-up, where fsync costs nothing.
+A magic word, a CRC-32 and one value of `cri.runtime.wire`, without the imports of `host.files`. Records
+survive the death of any process, which is all they are for; they are not synced to disk, because a power cut
+ends the containers they tell of, and the state folder is on tmpfs in a normal set-up.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class BadRecord(ValueError):
 
 
 def write(folder: str | bytes, name: str, value: Any) -> None:
-    """Replace the record `name` in `folder` at once; it survives a crash from when this returns.
+    """Replace the record `name` in `folder` at once.
 
     Raises:
         OSError: the old record is untouched.
@@ -41,11 +42,9 @@ def write(folder: str | bytes, name: str, value: Any) -> None:
         try:
             if os.write(fd, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temp, name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
-        os.fsync(dirfd)
     finally:
         os.close(dirfd)
 

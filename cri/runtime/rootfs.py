@@ -47,10 +47,6 @@ class Sources:
         self.binds = [_bind_source(mount) for mount in plan["mounts"]]
         self.cgroups = [(name, _clone(path, recursive=False)) for name, path in plan["cgroup_dirs"]]
         self.shm = _clone(plan["shm"], recursive=False) if plan["shm"] else -1
-        self.null = _clone(b"/dev/null", recursive=False)
-        null = os.stat(self.null)
-        if not stat.S_ISCHR(null.st_mode) or null.st_rdev != os.makedev(1, 3):
-            raise from_errno(errno.ENODEV, "/dev/null of the host is not the null device")
 
 
 def _clone(path: bytes, *, recursive: bool) -> int:
@@ -118,7 +114,8 @@ def build(root: int, plan: dict[str, Any], sources: Sources) -> int:
         a descriptor of the container's own devpts.
     """
     _real_folder_mount(root, b"proc", syscalls.new_mount(b"proc", attributes=NOSUID | NODEV | NOEXEC))
-    pts = _dev(root, plan, sources)
+    dev, pts = _dev(root, plan, sources)
+    null = os.open(b"null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev)
     _sys(root, plan, sources)
     for mount in plan["tmpfs"]:
         options = ((b"mode", b"%o" % mount["mode"]), *(((b"size", b"%d" % mount["size"]),) if mount["size"] else ()))
@@ -130,7 +127,7 @@ def build(root: int, plan: dict[str, Any], sources: Sources) -> int:
         except HostError as exc:
             raise from_oserror(exc, f"mount {_text(mount['source'])} at {_text(mount['target'])}") from exc
     for path in plan["masked"]:
-        _mask(root, path, sources.null)
+        _mask(root, path, null)
     for path in plan["readonly"]:
         _read_only(root, path)
     if plan["readonly_rootfs"]:
@@ -159,8 +156,12 @@ def _move(root: int, fd: int, target: bytes) -> None:
     os.close(where)
 
 
-def _dev(root: int, plan: dict[str, Any], sources: Sources) -> int:
-    """A tmpfs with the nodes every container has, then devpts, shm and mqueue in it."""
+def _dev(root: int, plan: dict[str, Any], sources: Sources) -> tuple[int, int]:
+    """A tmpfs with the nodes every container has, then devpts, shm and mqueue in it.
+
+    Returns:
+        descriptors of /dev and of devpts. Both are ours: no file of the image is reachable through them.
+    """
     dev = syscalls.new_mount(b"tmpfs", ((b"mode", b"0755"), (b"size", b"65536k")), attributes=NOSUID)
     for name, minor in _NODES:
         _node(dev, name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
@@ -178,11 +179,15 @@ def _dev(root: int, plan: dict[str, Any], sources: Sources) -> int:
     if sources.shm >= 0:
         _onto(dev, b"shm", sources.shm)
     _onto(dev, b"mqueue", syscalls.new_mount(b"mqueue", attributes=NOSUID | NODEV | NOEXEC))
-    return pts
+    return dev, pts
 
 
 def _node(folder: int, name: bytes, mode: int, number: int) -> None:
-    os.mknod(name, mode, number, dir_fd=folder)
+    before = os.umask(0)
+    try:
+        os.mknod(name, mode, number, dir_fd=folder)
+    finally:
+        os.umask(before)
 
 
 def _device(root: int, dev: int, device: dict[str, Any]) -> None:
@@ -231,7 +236,11 @@ def _sys(root: int, plan: dict[str, Any], sources: Sources) -> None:
 
 
 def _mask(root: int, path: bytes, null: int) -> None:
-    """Hide a path behind the null device or an empty read-only folder; a missing one needs no mask."""
+    """Hide a path behind our own null device or an empty read-only folder; a missing one needs no mask.
+
+    Args:
+        null: a descriptor of the null device we made (CVE-2025-31133: never the image's /dev/null by path).
+    """
     try:
         target = rooted.find(root, path)
     except HostError as exc:
@@ -241,7 +250,7 @@ def _mask(root: int, path: bytes, null: int) -> None:
     if stat.S_ISDIR(os.stat(target).st_mode):
         cover = syscalls.new_mount(b"tmpfs", ((b"size", b"0"),), attributes=NOSUID | NODEV | NOEXEC | RDONLY)
     else:
-        cover = _clone(b"/proc/self/fd/%d" % null, recursive=False)
+        cover = syscalls.open_tree(null, b"", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
     syscalls.move_mount(cover, target)
     os.close(target)
     os.close(cover)

@@ -25,12 +25,9 @@ _LOST = "the pod's supervisor has died"
 _LOST_CODE = 137
 
 
-async def get_container_events(
-    core: Core, request: pb.GetEventsRequest
-) -> AsyncIterator[pb.ContainerEventResponse]:
+def get_container_events(core: Core, request: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
     """Stream every event from now on."""
-    async for event in core.events.subscribe():
-        yield event
+    return core.events.subscribe()
 
 
 def tell(core: Core, kind: int, sandbox_id: str, container_id: str) -> None:

@@ -7,7 +7,6 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from cri.runtime import seccomp
 from cri.runtime.security import CAPABILITIES, capabilities
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
@@ -35,12 +34,16 @@ def seccomp_filter(security: pb.LinuxContainerSecurityContext, *, root: Path) ->
     if kind == pb.SecurityProfile.RuntimeDefault:
         return _default(held)
     if kind == pb.SecurityProfile.Localhost:
+        from cri.runtime import seccomp
+
         return seccomp.compile_profile(read_profile(security.seccomp.localhost_ref, root), capabilities=held)
     raise InputError(f"seccomp profile type {kind} is not known")
 
 
 @lru_cache(maxsize=32)
 def _default(held: tuple[str, ...]) -> bytes:
+    from cri.runtime import seccomp
+
     return seccomp.compile_default(capabilities=held or CAPABILITIES[:0])
 
 

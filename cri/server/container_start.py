@@ -40,8 +40,8 @@ async def _start(core: Core, container: Container) -> None:
         try:
             facts = await core.runtime.start_container(record.sandbox_id, record.id)
         except StartFailed as exc:
-            how = ContainerExit(code=START_FAILED_CODE, finished_at=core.now(), error=str(exc))
-            apply_exit(core, container, core.early_exits.pop(record.id) or how)
+            failed = ContainerExit(code=START_FAILED_CODE, finished_at=core.now(), error=str(exc))
+            apply_exit(core, container, core.early_exits.pop(record.id) or failed)
             raise
         finally:
             early = core.early_exits.pop(record.id, None)
@@ -50,5 +50,6 @@ async def _start(core: Core, container: Container) -> None:
             container, msgspec.structs.replace(container.record, started_at=started, pid=facts.pid)
         )
         tell(core, pb.CONTAINER_STARTED_EVENT, record.sandbox_id, record.id)
-        if early or facts.exit:
-            apply_exit(core, container, early or facts.exit)
+        how = early or facts.exit
+        if how is not None:
+            apply_exit(core, container, how)

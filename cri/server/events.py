@@ -40,10 +40,13 @@ class EventBroker:
             queue.put_nowait(None)
         self._queues.clear()
 
-    async def subscribe(self) -> AsyncIterator[Any]:
-        """Events from now on, until cut off or closed."""
+    def subscribe(self) -> AsyncIterator[Any]:
+        """Events from this call on (not from the first read on), until cut off or closed."""
         queue: asyncio.Queue[Any] = asyncio.Queue()
         self._queues.add(queue)
+        return self._drain(queue)
+
+    async def _drain(self, queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
         try:
             while (event := await queue.get()) is not None:
                 yield event

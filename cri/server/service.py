@@ -106,7 +106,10 @@ def _answer(core: Core, name: str, handler: Handler) -> Callable[[Any, Any], Awa
 def _stream(core: Core, name: str, handler: StreamHandler) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for message in handler(core, request):
+            messages = handler(core, request)
+            # A client that has the headers knows that it misses no event from here on.
+            await context.send_initial_metadata(())
+            async for message in messages:
                 yield message
         except Exception as exc:
             await _refuse(context, name, exc)
@@ -127,5 +130,5 @@ def register(core: Core, server: Any) -> None:
     """Add both CRI services to a gRPC server."""
     runtime = _fill(pb_grpc.RuntimeServiceServicer(), core, RUNTIME_CALLS, RUNTIME_STREAMS)
     images = _fill(pb_grpc.ImageServiceServicer(), core, IMAGE_CALLS, IMAGE_STREAMS)
-    pb_grpc.add_RuntimeServiceServicer_to_server(runtime, server)  # type: ignore[no-untyped-call]
-    pb_grpc.add_ImageServiceServicer_to_server(images, server)  # type: ignore[no-untyped-call]
+    pb_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
+    pb_grpc.add_ImageServiceServicer_to_server(images, server)

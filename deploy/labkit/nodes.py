@@ -23,6 +23,7 @@ CRI_SOCKET = "unix:///run/nodelet/cri.sock"
 MIRROR = f"http://{layout.CONTROL_ADDRESS}:{layout.REGISTRY_PORT}"
 HOSTS_TOML = f"""\
 # Every image comes from the lab's registry; there is no way to another one.
+server = "{MIRROR}"
 [host."{MIRROR}"]
   capabilities = ["pull", "resolve"]
   skip_verify = true

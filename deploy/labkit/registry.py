@@ -259,6 +259,15 @@ def _write(path: Path, data: bytes) -> None:
     temp.rename(path)
 
 
+def application(
+    root: Path, *, accounts: Mapping[str, str] | None = None, private: tuple[str, ...] = ()
+) -> web.Application:
+    """The registry as an aiohttp application, to be served on whatever socket; see `serve`."""
+    root.mkdir(parents=True, exist_ok=True)
+    store = RegistryStore(root=root)
+    return _Registry(store=store, accounts=accounts or {}, private=private).application()
+
+
 async def serve(
     root: Path,
     *,
@@ -276,9 +285,8 @@ async def serve(
         accounts: user -> password.
         private: prefixes of full repository names that need an account.
     """
-    await asyncio.to_thread(root.mkdir, parents=True, exist_ok=True)
-    registry = _Registry(store=RegistryStore(root=root), accounts=accounts or {}, private=private)
-    runner = web.AppRunner(registry.application(), access_log=None, shutdown_timeout=1.0)
+    app = await asyncio.to_thread(application, root, accounts=accounts, private=private)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

@@ -1,4 +1,4 @@
-"""A stock node in the lab: kubelet, containerd and runc with the reference CNI plugins.
+"""A stock node in the lab: kubelet, kube-proxy, containerd and runc with the reference CNI plugins.
 
 The counterpart nodelet is measured against and plays together with, in the same namespaces, with the same
 KubeletConfiguration and the same images.
@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from deploy.labkit import versions
-from deploy.labkit.layout import Layout, Node
+from deploy.labkit.layout import POD_NETWORK, Layout, Node
 from deploy.labkit.services import Service
 
 SOCKET = "unix:///run/containerd/containerd.sock"
@@ -64,6 +64,19 @@ def network(pod_cidr: str) -> dict[str, object]:
     }
 
 
+def proxy_configuration(node: Node) -> dict[str, object]:
+    """The KubeProxyConfiguration; conntrack's sysctls are the machine's and stay as they are."""
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": "/etc/kubernetes/kubelet.conf"},
+        "clusterCIDR": POD_NETWORK,
+        "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        "hostnameOverride": node.name,
+        "mode": "iptables",
+    }
+
+
 def install(lab: Layout, node: Node, disk: Path, hosts_toml: str) -> None:
     """Write containerd's configuration and put the plugins where containerd looks for them."""
     config = disk / "etc/containerd/config.toml"
@@ -73,6 +86,8 @@ def install(lab: Layout, node: Node, disk: Path, hosts_toml: str) -> None:
     mirrors = config.parent / "certs.d/_default"
     mirrors.mkdir(parents=True, exist_ok=True)
     (mirrors / "hosts.toml").write_text(hosts_toml)
+    proxy = disk / "etc/kubernetes/kube-proxy.yaml"
+    proxy.write_text(json.dumps(proxy_configuration(node)))
     plugins = disk / "opt/cni/bin"
     plugins.mkdir(parents=True, exist_ok=True)
     for name in versions.REFERENCE_CNI.programs:
@@ -91,7 +106,7 @@ def set_pod_range(disk: Path, pod_cidr: str) -> None:
 
 
 def services(lab: Layout, node: Node) -> tuple[Service, ...]:
-    """containerd, then kubelet."""
+    """containerd, then kubelet, then kube-proxy."""
     containerd = lab.binary(versions.CONTAINERD_RUNTIME)
     search = f"{containerd.parent}:{lab.binary(versions.RUNC_RUNTIME).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
     return (
@@ -109,5 +124,9 @@ def services(lab: Layout, node: Node) -> tuple[Service, ...]:
                 f"--hostname-override={node.name}",
                 f"--node-ip={node.address}",
             ),
+        ),
+        Service(
+            name="kube-proxy",
+            argv=(str(lab.binary(versions.KUBE_PROXY)), "--config=/etc/kubernetes/kube-proxy.yaml"),
         ),
     )

@@ -142,6 +142,13 @@ class Cgroups:
         for folder in self.folders(path):
             apply(folder, [Write(PROCS, str(pid))])
 
+    def kill_file(self, path: str) -> Path | None:
+        """The file that kills everything in an existing cgroup when "1" is written; None without cgroup2."""
+        for tree, folder in zip(self.trees, self.folders(path), strict=True):
+            if (tree / "cgroup.controllers").exists():
+                return folder / "cgroup.kill"
+        return None
+
     def oom_file(self, path: str) -> Path | None:
         """The file whose `oom_kill` line counts OOM kills; None without a memory controller."""
         if self.mode == "v2":
@@ -180,9 +187,9 @@ class Cgroups:
         With cgroup2 mounted the kernel does it at once (cgroup.kill, 5.14); without, the list is read again
         until it holds nobody who has not been signalled, so that a fork in between does not escape.
         """
-        for tree, folder in zip(self.trees, self.folders(path), strict=True):
-            if (tree / "cgroup.controllers").exists() and (folder / "cgroup.kill").exists():
-                apply(folder, [Write("cgroup.kill", "1")])
+        at_once = self.kill_file(path)
+        if at_once is not None and at_once.exists():
+            apply(at_once.parent, [Write(at_once.name, "1")])
         done: set[int] = set()
         while fresh := set(self.pids(path)) - done:
             for pid in fresh:

@@ -1,0 +1,124 @@
+"""ConfigMaps, Secrets and tokens for pods, each read once and then followed.
+
+A node may read and watch exactly the objects its pods refer to, one by one (the Node authorizer). The first
+question about an object is a plain GET, so that its refusal reaches the pod's events; a watch on that one
+object starts beside it, answers later questions, and reports changes, which is what lets volumes follow
+within a second.
+
+Source: https://kubernetes.io/docs/reference/access-authn-authz/node/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from agent.api import errors
+from agent.api.client import ApiClient
+from agent.api.meta import Object
+from agent.api.resources import CONFIG_MAPS, SECRETS, Resource
+from agent.api.structs import ConfigMap, Pod, Secret, TokenRequest
+from agent.api.watch import Informer, Selection
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", bound=Object)
+Key = tuple[str, str, str]
+"""Plural name of the resource, namespace, name."""
+
+SWEEP = 30.0
+"""Seconds between two looks for objects no pod refers to any more."""
+
+
+def live_references(pod: Pod) -> set[Key]:
+    """The objects whose changes show in the pod's volumes."""
+    namespace = pod.metadata.namespace
+    found: set[Key] = set()
+    for volume in pod.spec.volumes:
+        if volume.config_map is not None:
+            found.add((CONFIG_MAPS.plural, namespace, volume.config_map.name))
+        if volume.secret is not None:
+            found.add((SECRETS.plural, namespace, volume.secret.secret_name))
+        for source in volume.projected.sources if volume.projected else ():
+            if source.config_map is not None:
+                found.add((CONFIG_MAPS.plural, namespace, source.config_map.name))
+            if source.secret is not None:
+                found.add((SECRETS.plural, namespace, source.secret.name))
+    return found
+
+
+class ApiSources:
+    """`agent.volumes.base.Sources` over the API. `run()` until cancelled.
+
+    Args:
+        pods: the pods of this node, for what is still referred to.
+        on_change: called with a pod when an object its volumes show has changed.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        pods: Callable[[], Iterable[Pod]],
+        on_change: Callable[[Pod], None],
+    ) -> None:
+        self._client = client
+        self._pods = pods
+        self._on_change = on_change
+        self._informers: dict[Key, Informer[Object]] = {}
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Drop watches nobody needs, until cancelled; then all of them."""
+        try:
+            while True:
+                await asyncio.sleep(SWEEP)
+                self._sweep()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def get_config_map(self, namespace: str, name: str) -> ConfigMap | None:
+        """A ConfigMap, None when there is none. Raises ApiError."""
+        return await self._get(CONFIG_MAPS, namespace, name)
+
+    async def get_secret(self, namespace: str, name: str) -> Secret | None:
+        """A Secret, None when there is none. Raises ApiError."""
+        return await self._get(SECRETS, namespace, name)
+
+    async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
+        """A bound token. Raises ApiError."""
+        return await self._client.create_token(service_account, namespace=namespace, spec=request.spec)
+
+    async def _get(self, resource: Resource[T], namespace: str, name: str) -> T | None:
+        key = (resource.plural, namespace, name)
+        informer = self._informers.get(key)
+        if informer is not None and informer.synced.is_set():
+            return informer.store.get(f"{namespace}/{name}")  # type: ignore[return-value]
+        try:
+            found = await self._client.get(resource, name, namespace=namespace)
+        except errors.NotFound:
+            found = None
+        self._follow(key, resource)
+        return found
+
+    def _follow(self, key: Key, resource: Resource[T]) -> None:
+        if key in self._informers or not any(key in live_references(pod) for pod in self._pods()):
+            return
+        selection = Selection(resource, namespace=key[1], field_selector=f"metadata.name={key[2]}")
+        informer = Informer(self._client, selection, lambda old, new: self._changed(key))
+        self._informers[key] = informer  # type: ignore[assignment]
+        self._tasks[key] = asyncio.create_task(informer.run(), name=f"follow {'/'.join(key)}")
+
+    def _changed(self, key: Key) -> None:
+        for pod in self._pods():
+            if key in live_references(pod):
+                self._on_change(pod)
+
+    def _sweep(self) -> None:
+        needed = {key for pod in self._pods() for key in live_references(pod)}
+        for key in self._informers.keys() - needed:
+            self._informers.pop(key)
+            self._tasks.pop(key).cancel()

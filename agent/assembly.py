@@ -1,0 +1,318 @@
+"""Every component of the agent, made and joined. Nothing is decided here.
+
+    API ──> informers ──> PodManager ──> CRI runtime
+                     ├──> Overlay ──> kernel
+                     └──> ServiceProxy ──> kernel
+    NodeManager ──> Node, Lease        KubeletServer <── API server, metrics-server
+
+Each component's `run()` is supervised on its own: one that fails is logged and started again after a pause,
+and the others go on. What a person must mend (InputError) ends the agent with that one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from agent import notify, startup
+from agent.api import resources
+from agent.api.client import ApiClient, PatchKind
+from agent.api.events import EventRecorder
+from agent.api.sources import ApiSources
+from agent.api.structs import EndpointSlice, Node, Pod, Service
+from agent.api.watch import Informer, Selection
+from agent.config.load import Settings
+from agent.node import addresses
+from agent.node.bootstrap import Rotation
+from agent.node.manager import NodeManager
+from agent.node.runtime import CriProbe
+from agent.overlay.component import Overlay
+from agent.pods.manager import PodManager
+from agent.pods.runtime import Runtime
+from agent.pods.status_writer import StatusWriter
+from agent.probes.manager import ProbeManager
+from agent.resources.admission import NodeFacts
+from agent.resources.pod_cgroups import PodCgroups
+from agent.server.server import KubeletServer
+from agent.services.proxy import ServiceProxy
+from agent.volumes.base import VolumeError
+from agent.volumes.manager import VolumeManager
+from host.cgroups import Cgroups
+from host.clocks import SystemClock
+from host.errors import InputError
+
+log = logging.getLogger(__name__)
+RESTART_PAUSE = 5.0
+"""Seconds before a component that failed is started again."""
+
+
+class Agent:
+    """One node. `run()` until cancelled; containers are left running.
+
+    Args:
+        client: None in standalone mode.
+        ips: the node's addresses, the main one first.
+    """
+
+    def __init__(self, settings: Settings, *, client: ApiClient | None, ips: Sequence[str]) -> None:
+        self._settings = settings
+        self._client = client
+        self._ips = tuple(ips)
+        kubelet = settings.kubelet
+        clock = self._clock = SystemClock()
+        name = settings.node_name
+        self._runtime = Runtime(endpoint=startup.endpoint(kubelet.container_runtime_endpoint))
+        self.events = EventRecorder(client, host=name, clock=clock)
+        self.node = NodeManager(
+            client,
+            plan=startup.node_plan(settings),
+            root=settings.root,
+            runtime=CriProbe(self._runtime),
+            addresses=lambda: addresses.status_addresses(self._ips, name),
+            events=self.events,
+            clock=clock,
+            problems=self._problems,
+            update_every=kubelet.node_status_update_frequency,
+            report_every=kubelet.node_status_report_frequency,
+            lease_seconds=kubelet.node_lease_duration_seconds,
+        )
+        self._services: Informer[Service] | None = None
+        self._slices: Informer[EndpointSlice] | None = None
+        self._nodes: Informer[Node] | None = None
+        self._pod_watch: Informer[Pod] | None = None
+        self._sources = (
+            ApiSources(client, pods=lambda: self.pods.pods(), on_change=self._refresh) if client else None
+        )
+        self.overlay = Overlay(
+            node_name=name,
+            node_ip=self._ips[0],
+            annotate=self._annotate,
+            settings=startup.overlay_settings(settings),
+            clock=clock,
+            annotate_failures=(Exception,),
+        )
+        self.pods = self._make_pods()
+        self._proxy: ServiceProxy | None = None
+        if client is not None:
+            self._make_informers(client)
+        self.server = self._make_server()
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    # --- making -------------------------------------------------------------------------------------------
+
+    def _make_pods(self) -> PodManager:
+        settings, kubelet = self._settings, self._settings.kubelet
+        sources = self._sources or startup.NoSources()
+        self._volumes = VolumeManager(
+            root=settings.root,
+            sources=sources,
+            clock=self._clock,
+            allocatable=lambda: self.node.status.allocatable,
+        )
+        pods = startup.pod_settings(settings, ips=self._ips, memory=self.node.machine.memory)
+        self._probes = ProbeManager(
+            clock=self._clock,
+            exec_sync=startup.exec_probe(self._runtime),
+            on_result=lambda result: self.pods.on_probe_result(result),
+            on_failure=lambda failure: self.pods.on_probe_failure(failure),
+        )
+        return PodManager(
+            settings=pods,
+            clock=self._clock,
+            runtime=self._runtime,
+            volumes=self._volumes,
+            events=self.events,
+            sources=sources,
+            cgroups=PodCgroups(
+                cgroups=Cgroups(),
+                root=kubelet.cgroup_root,
+                pids_limit=kubelet.pod_pids_limit,
+                cpu_quota=kubelet.cpu_cfs_quota,
+                period_us=pods.cpu_quota_period_us,
+            ),
+            services=self._known_services,
+            node=self._node_facts,
+            writer=StatusWriter(
+                client=self._client, clock=self._clock, target=lambda pod: self.pods.status_target(pod)
+            ),
+            probes=self._probes,
+            await_sources=startup.pod_sources(settings),
+        )
+
+    def _make_informers(self, client: ApiClient) -> None:
+        name = self._settings.node_name
+        self._pod_watch = Informer(
+            client,
+            Selection(resources.PODS, field_selector=f"spec.nodeName={name}"),
+            self._pod_changed,
+            on_synced=lambda: self.pods.complete("api"),
+        )
+        self._services = Informer(client, Selection(resources.SERVICES))
+        self._nodes = Informer(
+            client, Selection(resources.NODES), self._node_changed, on_synced=self._see_nodes
+        )
+        if self._settings.nodelet.proxy.mode == "none":
+            return
+        selection = Selection(resources.ENDPOINT_SLICES, label_selector="!service.kubernetes.io/headless")
+        self._slices = Informer(client, selection)
+        self._proxy = startup.service_proxy(
+            self._settings, services=self._services, slices=self._slices, node_ip=self._ips[0]
+        )
+
+    def _make_server(self) -> KubeletServer | None:
+        if not self._settings.kubelet.enable_server:
+            return None
+        return startup.kubelet_server(
+            self._settings,
+            client=self._client,
+            pods=self.pods,
+            runtime=self._runtime,
+            ips=self._ips,
+            clock=self._clock,
+        )
+
+    # --- running ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run every component until cancelled. Raises InputError for what a person must mend."""
+        await self._runtime.open()
+        parts: dict[str, Callable[[], Awaitable[None]]] = {
+            "node": self.node.run,
+            "events": self.events.run,
+            "pods": self.pods.run,
+            "probes": self._probes.run,
+            "volumes": self._volumes.run,
+            "overlay": self.overlay.run,
+            "ready": self._tell_init_system,
+        }
+        optional = {
+            "pod-watch": self._pod_watch,
+            "service-watch": self._services,
+            "slice-watch": self._slices,
+            "node-watch": self._nodes,
+            "sources": self._sources,
+            "service-proxy": self._proxy,
+            "server": self.server,
+            "static-pods": startup.static_pods(self._settings, pods=self.pods, client=self._client),
+            "rotation": self._rotation(),
+        }
+        parts |= {name: part.run for name, part in optional.items() if part is not None}
+        if self._client is None:
+            self._stand_alone()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, run in parts.items():
+                    tasks.create_task(supervise(name, run), name=name)
+        except BaseExceptionGroup as group:
+            wrong = group.subgroup(InputError)
+            if wrong is not None:
+                raise _first(wrong) from None
+            raise
+        finally:
+            await self._runtime.close()
+
+    def _rotation(self) -> Rotation | None:
+        options, kubelet = self._settings.options, self._settings.kubelet
+        if self._client is None or not kubelet.rotate_certificates:
+            return None
+        cert_file = startup.client_certificate(Path(options.kubeconfig))
+        if cert_file is None:
+            return None
+        return Rotation(
+            self._client, node_name=self._settings.node_name, cert_file=cert_file, clock=self._clock
+        )
+
+    async def _tell_init_system(self) -> None:
+        """READY=1 once the Node is registered (at once in standalone mode) and the port is open."""
+        if self.server is not None:
+            await self.server.started.wait()
+        if self._client is not None:
+            await self.node.registered.wait()
+        notify.ready()
+        log.info("agent is up node=%s", self._settings.node_name)
+        await asyncio.Event().wait()
+
+    def _stand_alone(self) -> None:
+        """Without an API the node is the only one, and its range is the configured one."""
+        node = startup.lone_node(self._settings)
+        self.overlay.update({node.metadata.name: node})
+
+    # --- what the parts ask of each other -------------------------------------------------------------------
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        if new is not None:
+            self.pods.put(new)
+        elif old is not None:
+            self.pods.remove(old)
+
+    def _node_changed(self, old: Node | None, new: Node | None) -> None:
+        if self._nodes is not None and self._nodes.synced.is_set():
+            self._see_nodes()
+
+    def _see_nodes(self) -> None:
+        if self._nodes is None:
+            return
+        known: Mapping[str, Node] = self._nodes.store
+        self.overlay.update(startup.with_fallback_range(known, self._settings))
+
+    def _known_services(self) -> Sequence[Service] | None:
+        if self._services is None:
+            return ()
+        return tuple(self._services.store.values()) if self._services.synced.is_set() else None
+
+    def _node_facts(self) -> NodeFacts:
+        node = self.node.node
+        informed = self._nodes.store.get(self._settings.node_name) if self._nodes is not None else None
+        labels = (informed or node or startup.lone_node(self._settings)).metadata.labels
+        return NodeFacts(
+            name=self._settings.node_name,
+            labels=labels,
+            allocatable=self.node.status.allocatable,
+            max_pods=self._settings.kubelet.max_pods,
+        )
+
+    def _problems(self) -> Sequence[str]:
+        """Why the node is not ready although the runtime is."""
+        status = self.overlay.status
+        return (status,) if status and "podCIDR" in status else ()
+
+    async def _annotate(self, annotations: Mapping[str, str]) -> None:
+        if self._client is not None:
+            patch = {"metadata": {"annotations": dict(annotations)}}
+            await self._client.patch(resources.NODES, self._settings.node_name, patch, kind=PatchKind.MERGE)
+
+    def _refresh(self, pod: Pod) -> None:
+        """An object that a pod's volumes show has changed."""
+        task = asyncio.create_task(self._refresh_volumes(pod), name=f"refresh {pod.metadata.name}")
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)
+
+    async def _refresh_volumes(self, pod: Pod) -> None:
+        try:
+            await self._volumes.refresh(pod)
+        except VolumeError as exc:
+            log.warning("volume not refreshed pod=%s/%s error=%s", *_name(pod), exc)
+
+
+def _name(pod: Pod) -> tuple[str, str]:
+    return pod.metadata.namespace, pod.metadata.name
+
+
+def _first(group: BaseExceptionGroup[InputError]) -> InputError:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+async def supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run a component; after an unexpected error log it, pause, and run it again. InputError passes."""
+    while True:
+        try:
+            await run()
+            return
+        except InputError:
+            raise
+        except Exception:
+            log.exception("component failed, starting it again component=%s pause=%s", name, RESTART_PAUSE)
+            await asyncio.sleep(RESTART_PAUSE)

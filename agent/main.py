@@ -1,0 +1,195 @@
+"""The `nodelet` program: reads the command line, starts the agent, says in one line what is wrong.
+
+    nodelet run --config=FILE --kubeconfig=FILE [kubelet flags]
+    nodelet run --standalone --manifests=DIR
+    nodelet --version
+
+A call that begins with a flag means `run`, because that is how kubelet's service units are written. Importing
+this module is cheap; the agent's parts are imported once the command line and the files have been found good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from host.errors import HostError, InputError
+
+if TYPE_CHECKING:
+    from agent.api.client import ApiClient
+    from agent.config.load import Settings
+
+HELP = """\
+nodelet: a Kubernetes node in Python
+
+usage:
+  nodelet [run] --kubeconfig=FILE [--config=FILE] [flags]   run a node of a cluster
+  nodelet run --standalone --manifests=DIR [flags]          run static pods without a cluster
+  nodelet --version
+
+flags (kubelet's; any flag of kubelet that sets a field of KubeletConfiguration may be given):
+  --config=FILE                       KubeletConfiguration (v1beta1)
+  --config-dir=DIR                    *.conf drop-ins for it
+  --nodelet-config=FILE               NodeletConfiguration: overlay, service rules, CNI
+  --kubeconfig=FILE                   how to reach the API server
+  --bootstrap-kubeconfig=FILE         credentials for the first certificate request
+  --container-runtime-endpoint=SOCKET CRI socket (unix:///run/nodelet/cri.sock)
+  --hostname-override=NAME            name of the Node
+  --node-ip=ADDRESS[,ADDRESS]         addresses of the Node
+  --node-labels=KEY=VALUE,…           labels for registration
+  --register-with-taints=KEY=VALUE:EFFECT,…
+  --root-dir=DIR                      state of pods (/var/lib/kubelet)
+  --cert-dir=DIR                      our certificates (<root>/pki)
+  -v=N                                0 warnings, 2 facts, 4 details
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; answers its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["--help"], ["-h"], ["help"]):
+        print(HELP, end="")
+        return 0
+    if words[:1] in (["--version"], ["--version=true"], ["version"]):
+        from agent import version
+
+        print(f"Kubernetes {version.kubelet()}")
+        return 0
+    try:
+        if words and words[0] != "run" and not words[0].startswith("-"):
+            raise InputError(f"unknown command {words[0]!r}: use run, --version or --help")
+        return run(words[1:] if words[:1] == ["run"] else words)
+    except (InputError, HostError) as exc:
+        print(f"nodelet: {exc}", file=sys.stderr)
+        return 1
+
+
+def run(argv: Sequence[str]) -> int:
+    """`nodelet run`. Raises InputError."""
+    from agent import logs
+    from agent.config import flags, load
+
+    verbosity = 2
+    logs.set_up(verbosity)
+    options = flags.parse(argv)
+    logs.set_up(options.verbosity)
+    settings = load.load(options)
+    check_machine(settings)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(settings))
+    return 0
+
+
+def check_machine(settings: Settings) -> None:
+    """What would make every later step fail. Raises InputError with the fix."""
+    if os.geteuid() != 0:
+        raise InputError("must run as root: a node makes namespaces, mounts and cgroups (try sudo)")
+    for path in (settings.root, settings.pki):
+        try:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InputError(f"{path} cannot be made: {(exc.strerror or '').lower()} (--root-dir)") from exc
+    swaps = Path("/proc/swaps").read_text().splitlines()[1:] if Path("/proc/swaps").exists() else []
+    if settings.kubelet.fail_swap_on and swaps:
+        devices = ", ".join(line.split()[0] for line in swaps)
+        raise InputError(f"swap is on ({devices}): run swapoff -a, or set failSwapOn: false")
+    if not Path("/sys/fs/cgroup").is_dir():
+        raise InputError("no cgroups at /sys/fs/cgroup: mount cgroup2 there (mount -t cgroup2 none …)")
+
+
+async def _run(settings: Settings) -> None:
+    """The agent until SIGTERM or SIGINT; pods go on running."""
+    loop = asyncio.get_running_loop()
+    me = asyncio.current_task()
+    if me is None:
+        raise RuntimeError("no current task")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, me.cancel)
+    try:
+        await _start(settings)
+    except asyncio.CancelledError:
+        from agent import notify
+
+        notify.stopping()
+
+
+async def _start(settings: Settings) -> None:
+    import gc
+    import logging
+
+    from agent.assembly import Agent
+
+    client = await _client(settings)
+    try:
+        ips = await _node_ips(settings)
+        agent = Agent(settings, client=client, ips=ips)
+        # What is imported and built by now lives as long as we do: keep the collector away from it.
+        gc.collect()
+        gc.freeze()
+        logging.getLogger(__name__).info(
+            "agent starts node=%s addresses=%s", settings.node_name, ",".join(ips)
+        )
+        await agent.run()
+    finally:
+        if client is not None:
+            await client.close()
+
+
+async def _client(settings: Settings) -> ApiClient | None:
+    """The API client, after a bootstrap where one is needed. Raises InputError."""
+    import time
+
+    from agent.api.client import ApiClient
+    from agent.api.kubeconfig import load
+    from agent.api.transport import HttpTransport
+    from agent.node import bootstrap
+
+    options = settings.options
+    if options.standalone:
+        return None
+    path = Path(options.kubeconfig)
+    if options.bootstrap_kubeconfig:
+        reason = bootstrap.needed(path, now=time.time())
+        if reason:
+            await bootstrap.bootstrap(
+                bootstrap_file=Path(options.bootstrap_kubeconfig),
+                target=path,
+                pki=settings.pki,
+                node_name=settings.node_name,
+            )
+    return ApiClient(HttpTransport(load(path)))
+
+
+async def _node_ips(settings: Settings) -> tuple[str, ...]:
+    """Our addresses; waits for a route to the API server."""
+    import logging
+
+    from agent.api.kubeconfig import load
+    from agent.node import addresses
+
+    log = logging.getLogger(__name__)
+    options = settings.options
+    server = load(Path(options.kubeconfig)).server if not options.standalone else "https://192.0.2.1"
+    while True:
+        try:
+            ips = addresses.node_ips(options.node_ips, server=server)
+            break
+        except OSError as exc:
+            if options.standalone:
+                return ("127.0.0.1",)
+            log.warning("no route to the API server yet server=%s error=%s", server, exc)
+            await asyncio.sleep(2.0)
+    hint = addresses.warning(ips, options.node_ips)
+    if hint:
+        log.warning("%s", hint)
+    return ips
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""From settings to the arguments of each component; the small adapters between them. Mostly pure.
+
+The wiring itself is in `assembly`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent import version
+from agent.api import kubeconfig
+from agent.api.client import ApiClient
+from agent.api.structs import (
+    ConfigMap,
+    EndpointSlice,
+    Node,
+    NodeSpec,
+    ObjectMeta,
+    Secret,
+    Service,
+    TokenRequest,
+)
+from agent.api.watch import Informer
+from agent.config import durations
+from agent.config.load import Settings
+from agent.node.status import WEB_SOCKETS, NodePlan
+from agent.overlay.settings import OverlaySettings
+from agent.pods.manager import PodManager
+from agent.pods.naming import parse_resolv_conf
+from agent.pods.runtime import Runtime, RuntimeFailure
+from agent.pods.settings import PodSettings
+from agent.server import certificates
+from agent.server.auth import AuthSettings, Gate
+from agent.server.certificates import Pair
+from agent.server.handlers import Handlers
+from agent.server.server import KubeletServer, Listen
+from agent.services.health import HealthPorts
+from agent.services.iptables import IptablesBackEnd
+from agent.services.picture import NodeFacts as ProxyFacts
+from agent.services.proxy import ServiceProxy
+from agent.services.rules import Settings as RuleSettings
+from host.clocks import Clock
+from host.errors import InputError
+
+
+def endpoint(text: str) -> str:
+    """A gRPC target for the runtime's socket."""
+    return text if text.startswith("unix:") else f"unix://{text}"
+
+
+def node_plan(settings: Settings) -> NodePlan:
+    """What shapes the Node object."""
+    kubelet = settings.kubelet
+    return NodePlan(
+        name=settings.node_name,
+        hostname=settings.node_name,
+        version=version.kubelet(),
+        port=kubelet.port,
+        max_pods=kubelet.max_pods,
+        labels=settings.options.node_labels,
+        taints=kubelet.register_with_taints,
+        provider_id=kubelet.provider_id,
+        reserved=(kubelet.system_reserved, kubelet.kube_reserved),
+        eviction_hard=kubelet.eviction_hard,
+        max_images=kubelet.node_status_max_images,
+        declared_features=(WEB_SOCKETS,) if settings.nodelet.declare_web_sockets else (),
+    )
+
+
+def overlay_settings(settings: Settings) -> OverlaySettings:
+    """The overlay's part of NodeletConfiguration."""
+    own = settings.nodelet
+    return OverlaySettings(
+        backend=own.overlay.backend,  # type: ignore[arg-type]  # checked by agent.config.nodelet
+        vni=own.overlay.vni,
+        port=own.overlay.port,
+        device=own.overlay.device,
+        mtu=own.overlay.mtu,
+        masquerade=own.overlay.masquerade,
+        cluster_cidrs=ranges(own.cluster_cidr),
+        conf_dir=own.cni.conf_dir if own.cni.write_config else "",
+        bridge=own.cni.bridge,
+    )
+
+
+def ranges(text: str) -> tuple[str, ...]:
+    """The members of a comma-separated list of networks."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodSettings:
+    """What the pods component is told once. Raises InputError when resolvConf cannot be read."""
+    kubelet = settings.kubelet
+    dns = ""
+    if kubelet.resolver_config:
+        try:
+            dns = Path(kubelet.resolver_config).read_text(errors="replace")
+        except OSError as exc:
+            raise InputError(f"resolvConf {kubelet.resolver_config} cannot be read: {exc.strerror}") from exc
+    longest = kubelet.crash_loop_back_off.max_container_restart_period
+    return PodSettings(
+        node_name=settings.node_name,
+        host_ips=tuple(ips),
+        root=settings.root,
+        log_root=Path(kubelet.pod_logs_dir),
+        cgroup_root=kubelet.cgroup_root,
+        cluster_dns=kubelet.cluster_dns,
+        cluster_domain=kubelet.cluster_domain or "cluster.local",
+        host_dns=parse_resolv_conf(dns),
+        max_pods=kubelet.max_pods,
+        pods_pids_limit=kubelet.pod_pids_limit,
+        cpu_quota=kubelet.cpu_cfs_quota,
+        cpu_quota_period_us=round(kubelet.cpu_cfs_quota_period * 1e6),
+        seccomp_default=kubelet.seccomp_default,
+        max_restart_delay=longest if longest is not None else 300.0,
+        max_parallel_pulls=kubelet.max_parallel_image_pulls or 10,
+        memory_capacity=memory,
+        unsafe_sysctls=kubelet.allowed_unsafe_sysctls,
+    )
+
+
+def pod_sources(settings: Settings) -> tuple[str, ...]:
+    """Names of the places pods come from."""
+    api = () if settings.options.standalone else ("api",)
+    return (*api, "file") if settings.static_pods else api
+
+
+def exec_probe(runtime: Runtime) -> Any:
+    """`agent.probes.measure.ExecSync` over CRI; a probe that takes too long is a TimeoutError."""
+
+    async def run(container_id: str, argv: Sequence[str], timeout: float) -> tuple[int, bytes]:
+        try:
+            done = await runtime.exec_sync(container_id, argv, timeout=timeout)
+        except RuntimeFailure as exc:
+            if exc.code.name == "DEADLINE_EXCEEDED":
+                raise TimeoutError(exc.message) from exc
+            raise
+        return done.exit_code, done.stdout + done.stderr
+
+    return run
+
+
+class NoSources:
+    """`agent.volumes.base.Sources` without an API: nothing exists."""
+
+    async def get_config_map(self, namespace: str, name: str) -> ConfigMap | None:
+        return None
+
+    async def get_secret(self, namespace: str, name: str) -> Secret | None:
+        return None
+
+    async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
+        raise InputError("service account tokens need an API server, this node stands alone")
+
+
+def service_proxy(
+    settings: Settings,
+    *,
+    services: Informer[Service],
+    slices: Informer[EndpointSlice],
+    node_ip: str,
+) -> ServiceProxy:
+    """The service rules' component."""
+    return ServiceProxy(
+        services=services,
+        slices=slices,
+        node=ProxyFacts(name=settings.node_name),
+        back_end=IptablesBackEnd(RuleSettings(local_interface=settings.nodelet.cni.bridge, node_ip=node_ip)),
+        health=HealthPorts(),
+    )
+
+
+def kubelet_server(
+    settings: Settings,
+    *,
+    client: ApiClient | None,
+    pods: PodManager,
+    runtime: Runtime,
+    ips: Sequence[str],
+    clock: Clock,
+) -> KubeletServer:
+    """The kubelet API."""
+    kubelet = settings.kubelet
+    authentication, authorization = kubelet.authentication, kubelet.authorization
+    gate = Gate(
+        client,
+        node_name=settings.node_name,
+        settings=AuthSettings(
+            anonymous=authentication.anonymous.enabled,
+            tokens=authentication.webhook.enabled,
+            token_ttl=authentication.webhook.cache_ttl,
+            always_allow=authorization.mode == "AlwaysAllow",
+            allowed_ttl=authorization.webhook.cache_authorized_ttl,
+            refused_ttl=authorization.webhook.cache_unauthorized_ttl,
+        ),
+        clock=clock,
+    )
+    handlers = Handlers(
+        node_name=settings.node_name,
+        pods=pods,
+        streams=runtime,
+        runtime_failures=(RuntimeFailure,),
+        root=settings.root,
+        config=msgspec.to_builtins(kubelet, enc_hook=durations.encode),
+    )
+    ca = authentication.x509.client_ca_file
+
+    def context() -> ssl.SSLContext:
+        if kubelet.tls_cert_file:
+            pair = Pair(Path(kubelet.tls_cert_file), Path(kubelet.tls_private_key_file))
+        else:
+            pair = certificates.ensure_self_signed(settings.pki, hostname=settings.node_name, ips=ips)
+        return certificates.server_context(pair, client_ca=Path(ca) if ca else None)
+
+    listen = Listen(
+        address=kubelet.address,
+        port=kubelet.port,
+        healthz_address=kubelet.healthz_bind_address,
+        healthz_port=kubelet.healthz_port,
+    )
+    return KubeletServer(listen=listen, context=context, gate=gate, handlers=handlers)
+
+
+def static_pods(settings: Settings, *, pods: PodManager, client: ApiClient | None) -> Any:
+    """The component that reads static pod manifests, None without a folder."""
+    return None
+
+
+def client_certificate(path: Path) -> Path | None:
+    """The certificate file a kubeconfig names, if it is one that we may renew (kubelet-client-
+    current.pem)."""
+    found = kubeconfig.load(path).cert_file
+    return found if found is not None and found.is_symlink() else None
+
+
+def lone_node(settings: Settings) -> Node:
+    """The Node of a node without an API."""
+    cidrs = ranges(settings.nodelet.pod_cidr or settings.kubelet.pod_cidr)
+    return Node(
+        metadata=ObjectMeta(name=settings.node_name, labels=settings.options.node_labels),
+        spec=NodeSpec(pod_cidr=cidrs[0] if cidrs else "", pod_cidrs=cidrs),
+    )
+
+
+def with_fallback_range(nodes: Mapping[str, Node], settings: Settings) -> Mapping[str, Node]:
+    """The Nodes, ours with the configured pod range where no controller has given it one."""
+    ours = nodes.get(settings.node_name)
+    cidrs = ranges(settings.nodelet.pod_cidr or settings.kubelet.pod_cidr)
+    if ours is None or ours.spec.pod_cidr or not cidrs:
+        return nodes
+    spec = msgspec.structs.replace(ours.spec, pod_cidr=cidrs[0], pod_cidrs=cidrs)
+    return {**nodes, settings.node_name: msgspec.structs.replace(ours, spec=spec)}

@@ -1,0 +1,130 @@
+"""Exec and attach streams over WebSocket, against a real daemon and real containers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+
+import pytest
+from crinode import CriNode, daemon, node
+from wsclient import open_stream, request
+
+from proto.cri import runtime_pb2 as pb
+
+__all__ = ["daemon", "node"]
+
+
+async def exec_url(node: CriNode, container: str, *command: str, **words: bool) -> str:
+    words = {"stdout": True, "stderr": not words.get("tty", False), **words}
+    asked = pb.ExecRequest(container_id=container, cmd=command, **words)
+    return (await node.runtime.Exec(asked)).url
+
+
+async def test_output_and_exit_code_arrive(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "sh", "-c", "echo out; echo err >&2; exit 9"))
+    status = await stream.read_to_end()
+    assert (bytes(stream.output[1]), bytes(stream.output[2])) == (b"out\n", b"err\n")
+    assert status["reason"] == "NonZeroExitCode"
+    assert status["details"]["causes"][0] == {"reason": "ExitCode", "message": "9"}
+
+
+async def test_megabytes_of_output_are_whole(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "seq", "1", "1000000"))
+    assert (await stream.read_to_end())["status"] == "Success"
+    expected = "".join(f"{number}\n" for number in range(1, 1000001)).encode()
+    assert hashlib.sha256(stream.output[1]).digest() == hashlib.sha256(expected).digest()
+
+
+async def test_a_slow_reader_loses_nothing_and_blocks_nobody(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "seq", "1", "1000000"))
+    assert (await node.exec(container, "echo", "quick")).stdout == b"quick\n"
+    assert (await stream.read_to_end())["status"] == "Success"
+    assert len(stream.output[1]) == 6888896
+
+
+async def test_input_and_its_end_reach_the_program(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "cat", stdin=True))
+    data = os.urandom(300_000)
+    for at in range(0, len(data), 30_000):
+        await stream.send(b"\0" + data[at : at + 30_000])
+    await stream.send(b"\xff\0")
+    assert (await stream.read_to_end())["status"] == "Success"
+    assert bytes(stream.output[1]) == data
+
+
+async def test_a_terminal_has_the_size_it_is_given(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "sh", stdin=True, tty=True))
+    await stream.send(b'\4{"Width":123,"Height":45}')
+    await stream.send(b"\0busybox stty size; tty\n")
+    await stream.read_until(b"45 123")
+    await stream.send(b"\0exit 4\n")
+    status = await stream.read_to_end()
+    assert status["details"]["causes"][0]["message"] == "4"
+
+
+async def test_a_process_left_behind_does_not_hold_the_stream(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "sh", "-c", "sleep 500 & echo started"))
+    assert (await stream.read_to_end())["status"] == "Success"
+    assert bytes(stream.output[1]) == b"started\n"
+
+
+async def test_a_client_that_goes_away_takes_its_program_along(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(
+        await exec_url(node, container, "sh", "-c", "echo up; exec sleep 777", stdin=True)
+    )
+    await stream.read_until(b"up")
+    stream.close()
+    for _ in range(100):
+        if b"777" not in (await node.exec(container, "sh", "-c", "cat /proc/[0-9]*/cmdline")).stdout:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the program still runs")
+
+
+async def test_a_missing_program_is_told(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(await exec_url(node, container, "/none"))
+    status = await stream.read_to_end()
+    assert status["status"] == "Failure"
+    assert "/none" in status["message"]
+
+
+async def test_an_address_is_good_once(node: CriNode):
+    _, container, _ = await node.launch("sleep", "1000")
+    url = await exec_url(node, container, "echo", "x")
+    assert url.startswith("http://127.0.0.1:")
+    await (await open_stream(url)).read_to_end()
+    for bad in (url, url[:-1], url.replace("/exec/", "/attach/"), url.rsplit("/", 1)[0] + "/"):
+        head, _, writer = await request(bad, "Upgrade: websocket\r\nConnection: Upgrade\r\n")
+        assert head.startswith(b"HTTP/1.1 404 ")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "lines", ["", "Upgrade: h2c\r\nConnection: Upgrade\r\n", "Upgrade: websocket\r\nConnection: Upgrade\r\n"]
+)
+async def test_another_kind_of_request_is_refused(node: CriNode, lines: str):
+    _, container, _ = await node.launch("sleep", "1000")
+    head, _, writer = await request(await exec_url(node, container, "echo"), lines)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
+async def test_attach_shows_output_from_now_on(node: CriNode):
+    script = "while read line; do echo got $line; done"
+    _, container, _ = await node.launch("sh", "-c", script, stdin=True)
+    asked = pb.AttachRequest(container_id=container, stdin=True, stdout=True, stderr=True)
+    stream = await open_stream((await node.runtime.Attach(asked)).url)
+    await stream.send(b"\0hello\n")
+    await stream.read_until(b"got hello")
+    await node.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=0))
+    assert (await stream.read_to_end())["status"] == "Success"
+    assert node.log().count("Traceback") == 0

@@ -1,0 +1,165 @@
+"""Strict reading of the network configuration, and the conflist the agent writes."""
+
+import io
+import json
+
+import pytest
+
+from cni import config as configs
+from cni import entry, errors, main
+from cni.config import Attachment, PortMapping
+from cni.errors import CniError
+from host.errors import InputError
+
+GOOD = {"cniVersion": "1.1.0", "name": "nodelet", "type": "nodelet-cni", "subnets": ["10.244.1.0/24"]}
+
+
+def parsed(**more):
+    return configs.parse_config({**GOOD, **more})
+
+
+def test_defaults():
+    config = parsed()
+    assert (config.bridge, config.mtu, config.masquerade, config.hairpin) == ("cbr0", 0, True, True)
+    assert str(config.state_dir) == "/var/lib/cni/nodelet"
+    assert config.port_mappings == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("subnets", []),
+        ("subnets", "10.244.1.0/24"),
+        ("subnets", ["10.244.1.0/32"]),
+        ("subnets", ["10.244.1.0/31"]),
+        ("subnets", ["10.244.1.5/24"]),
+        ("subnets", [167772160]),
+        ("subnets", ["fd00::/127"]),
+        ("subnets", ["10.244.1.0/24", "10.244.2.0/24"]),
+        ("name", ""),
+        ("name", "a/b"),
+        ("name", "x" * 65),
+        ("name", 7),
+        ("bridge", "cbr0; reboot"),
+        ("bridge", "a-name-that-is-too-long"),
+        ("mtu", -1),
+        ("mtu", 70000),
+        ("mtu", True),
+        ("mtu", "1500"),
+        ("stateDir", "relative"),
+        ("stateDir", "/var/../etc"),
+        ("ipMasq", "yes"),
+        ("clusterCIDRs", ["nonsense"]),
+        ("runtimeConfig", []),
+        ("runtimeConfig", {"portMappings": 1}),
+        ("runtimeConfig", {"portMappings": [1]}),
+        ("runtimeConfig", {"portMappings": [{"hostPort": 70000, "containerPort": 1}]}),
+        ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": "80"}]}),
+        ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}),
+        ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "x"}]}),
+    ],
+)
+def test_bad_values_are_refused_by_name(field, value):
+    with pytest.raises(CniError) as caught:
+        parsed(**{field: value})
+    assert caught.value.code == errors.INVALID_CONFIG
+    assert field in str(caught.value) or "portMappings" in str(caught.value)
+
+
+def test_unknown_version_has_its_own_code():
+    with pytest.raises(CniError) as caught:
+        parsed(cniVersion="9.9.9")
+    assert caught.value.code == errors.INCOMPATIBLE_VERSION
+
+
+def test_port_mappings():
+    mappings = [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "0.0.0.0"},
+        {"hostPort": 0, "containerPort": 81},
+        {"hostPort": 53, "containerPort": 53, "protocol": "UDP"},
+    ]
+    assert parsed(runtimeConfig={"portMappings": mappings}).port_mappings == (
+        PortMapping(8080, 80, "tcp"),
+        PortMapping(53, 53, "udp"),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "x" * 16, "eth 0", "eth:0", "lo", "eth\n", "é", "a,b"]
+)
+def test_bad_interface_names(name):
+    with pytest.raises(CniError) as caught:
+        configs.parse_attachment("c1", name)
+    assert caught.value.code == errors.INVALID_ENVIRONMENT
+
+
+@pytest.mark.parametrize("container_id", ["", "../x", "a/b", "-x", "a b", "x" * 129, "a,b"])
+def test_bad_container_ids(container_id):
+    with pytest.raises(CniError) as caught:
+        configs.parse_attachment(container_id, "eth0")
+    assert caught.value.code == errors.INVALID_ENVIRONMENT
+
+
+def test_valid_attachments():
+    listed = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    assert configs.valid_attachments(listed) == {Attachment("c1", "eth0")}
+    assert configs.valid_attachments({"cni.dev/valid-attachments": []}) == frozenset()
+    with pytest.raises(CniError, match="GC needs the list"):
+        configs.valid_attachments({})
+
+
+def test_conflist_is_read_back_by_the_plugin():
+    data = configs.render_conflist(["10.244.1.0/24"], cluster_cidrs=["10.244.0.0/16"], mtu=1450)
+    conflist = json.loads(data)
+    (plugin,) = conflist["plugins"]
+    config = configs.parse_config({**plugin, "name": conflist["name"], "cniVersion": "1.1.0"})
+    assert (config.mtu, str(config.subnets[0]), str(config.cluster_cidrs[0])) == (
+        1450,
+        "10.244.1.0/24",
+        "10.244.0.0/16",
+    )
+    assert plugin["capabilities"] == {"portMappings": True}
+    assert data == configs.render_conflist(["10.244.1.0/24"], cluster_cidrs=["10.244.0.0/16"], mtu=1450)
+
+
+def test_conflist_without_a_range_says_what_to_do():
+    with pytest.raises(InputError, match="controller-manager needs --allocate-node-cidrs"):
+        configs.render_conflist([])
+
+
+def run(stdin, **environment):
+    return main.run({f"CNI_{key}": value for key, value in environment.items()}, io.BytesIO(stdin))
+
+
+@pytest.mark.parametrize("stdin", [b"{", b"[]", b"\xff", b"[" * 100_000, b" " * (5 << 20)])
+def test_bad_stdin_is_a_decode_failure(stdin):
+    status, output = run(stdin, COMMAND="ADD")
+    assert (status, output["code"]) == (1, errors.DECODE_FAILURE)
+
+
+def test_version_needs_no_configuration():
+    status, output = run(b"", COMMAND="VERSION")
+    assert status == 0
+    assert output["supportedVersions"][-1] == "1.1.0"
+
+
+def test_status_and_unknown_commands():
+    stdin = json.dumps(GOOD).encode()
+    assert run(stdin, COMMAND="STATUS") == (0, {})
+    assert run(b'{"cniVersion": "1.1.0", "name": "n"}', COMMAND="STATUS")[1]["details"] == configs.NO_POD_CIDR
+    status, output = run(stdin, COMMAND="RUN", CONTAINERID="c1", IFNAME="eth0")
+    assert (status, output["code"]) == (1, errors.INVALID_ENVIRONMENT)
+
+
+def test_args():
+    assert main.parse_args("IgnoreUnknown=1;K8S_POD_NAME=a=b") == {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAME": "a=b",
+    }
+    with pytest.raises(CniError):
+        main.parse_args("K8S_POD_NAME")
+
+
+def test_add_needs_a_namespace():
+    with pytest.raises(CniError, match="CNI_NETNS is empty"):
+        entry.execute("ADD", config=GOOD, container_id="c1", ifname="eth0")

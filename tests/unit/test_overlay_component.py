@@ -1,0 +1,240 @@
+"""The overlay component with a behaving fake kernel, in virtual time; and the parsing of peers' Nodes."""
+
+import asyncio
+import ipaddress
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.api.structs import Node, NodeSpec, ObjectMeta
+from agent.overlay import mac, peers
+from agent.overlay.component import Overlay
+from agent.overlay.settings import OverlaySettings
+from cni import vxlan
+from cni.config import NO_POD_CIDR
+from cni.vxlan import Arp, Entries, Fdb
+from host.clocks import FakeClock, settle
+from host.errors import InputError, NotFound
+from host.rtnl import Link
+
+SETTINGS = OverlaySettings(conf_dir="", masquerade=False, rules_recheck_seconds=float("inf"))
+
+
+def node(number, *, data=None, **annotations):
+    values = {
+        peers.BACKEND_TYPE: "vxlan",
+        peers.BACKEND_DATA: json.dumps({"VNI": 1, "VtepMAC": f"02:00:00:00:00:{number:02x}"})
+        if data is None
+        else data,
+        peers.PUBLIC_IP: f"192.0.2.{number}",
+        **{peers.PREFIX + key.replace("_", "-"): value for key, value in annotations.items()},
+    }
+    cidr = f"10.244.{number}.0/24"
+    return Node(
+        metadata=ObjectMeta(name=f"node{number}", annotations=values),
+        spec=NodeSpec(pod_cidr=cidr, pod_cidrs=(cidr,)),
+    )
+
+
+def parse(one, **settings):
+    found, problems = peers.parse_peers(
+        {"node2": one},
+        own_name="node1",
+        own=ipaddress.ip_interface("192.0.2.1/24"),
+        settings=replace(SETTINGS, **settings),
+    )
+    return found, problems
+
+
+def test_good_peer():
+    ((found,), problems) = parse(node(2))
+    assert (str(found.host), found.mac, problems) == ("192.0.2.2", "02:00:00:00:00:02", [])
+
+
+def test_public_ip_overwrite_wins_and_old_flannel_tells_no_vni():
+    ((found,), _) = parse(node(2, public_ip_overwrite="192.0.2.99", data='{"VtepMAC":"02:AA:00:00:00:02"}'))
+    assert (str(found.host), found.mac) == ("192.0.2.99", "02:aa:00:00:00:02")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data": "{"}, "has no VtepMAC"),
+        ({"data": "[]"}, "has no VtepMAC"),
+        ({"data": "null"}, "has no VtepMAC"),
+        ({"data": "[" * 5000}, "has no VtepMAC"),
+        ({"data": '{"VtepMAC":7}'}, "has no VtepMAC"),
+        ({"data": '{"VtepMAC":"01:00:5e:00:00:01"}'}, "not the MAC of one device"),
+        ({"data": '{"VtepMAC":"00:00:00:00:00:00"}'}, "not the MAC of one device"),
+        ({"data": '{"VtepMAC":"02:00; reboot"}'}, "not a MAC address"),
+        ({"data": '{"VNI":2,"VtepMAC":"02:00:00:00:00:02"}'}, "VNI 2 is not this node's 1"),
+        ({"backend_type": "wireguard"}, "is not vxlan"),
+        ({"public_ip": "192.0.2.2; reboot"}, "is not an IP address"),
+        ({"public_ip": "127.0.0.1"}, "cannot be another node's address"),
+        ({"public_ip": "224.0.0.1"}, "cannot be another node's address"),
+        ({"backend_type": "", "data": ""}, "has not announced a VXLAN device yet"),
+    ],
+)
+def test_bad_annotations_cost_that_peer_only(change, reason):
+    found, problems = parse(node(2, **change))
+    assert found == []
+    assert len(problems) == 1 and problems[0].startswith("node node2: ") and reason in problems[0]
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_any_annotation_parses_or_is_a_problem(data, public_ip):
+    found, problems = parse(node(2, data=data or "x", public_ip=public_ip))
+    assert len(found) + len(problems) == 1
+
+
+def test_direct_peers():
+    ((found,), _) = parse(node(2), direct_routing=True)
+    assert found.mac == ""
+    ((found,), _) = parse(node(2, public_ip="198.51.100.2"), direct_routing=True)
+    assert found.mac != "", "a peer of another subnet goes through the tunnel"
+
+
+class FakeKernel:
+    """State, not-found and replacement, as the kernel has them; no netlink."""
+
+    def __init__(self):
+        self.device = None
+        self.tables = Entries()
+        self.batches = []
+
+    def underlay(self, host):
+        if str(host) != "192.0.2.1":
+            raise NotFound(2, f"find the device of node IP {host}")
+        return Link(2, "eth0", "", "02:ff:00:00:00:01", 1500, True, 0), ipaddress.ip_interface("192.0.2.1/24")
+
+    def find_link(self, name):
+        return self.device if self.device and self.device.name == name else None
+
+    def ensure_device(self, wanted):
+        if self.device is None:
+            self.tables = Entries()  # the kernel drops all entries of a device along with it
+            self.device = Link(7, wanted.name, "vxlan", wanted.mac, wanted.mtu, True, 0)
+        return self.device, ""
+
+    def delete_device(self, name):
+        self.device = None
+
+    def entries(self, device):
+        return self.tables
+
+    def apply(self, ops, *, device):
+        self.batches.append(list(ops))
+        arps, fdbs, routes = (
+            set(table) for table in (self.tables.arps, self.tables.fdbs, self.tables.routes)
+        )
+        for op in ops:
+            table = arps if isinstance(op.entry, Arp) else fdbs if isinstance(op.entry, Fdb) else routes
+            (table.discard if op.remove else table.add)(op.entry)
+        self.tables = Entries(frozenset(arps), frozenset(fdbs), frozenset(routes))
+        return []
+
+
+class Bench:
+    """A running overlay of node1 and what it did."""
+
+    def __init__(self, tmp_path, node_ip="192.0.2.1"):
+        self.kernel, self.clock, self.annotations, self.failures = FakeKernel(), FakeClock(), {}, 0
+        self.overlay = Overlay(
+            node_name="node1",
+            node_ip=node_ip,
+            annotate=self.annotate,
+            settings=replace(SETTINGS, state_dir=str(tmp_path)),
+            clock=self.clock,
+            kernel=self.kernel,
+        )
+
+    async def annotate(self, values):
+        if self.failures:
+            self.failures -= 1
+            raise OSError(111, "connection refused")
+        self.annotations = dict(values)
+
+    async def until(self, done):
+        for _ in range(200):
+            if done():
+                return
+            await asyncio.to_thread(lambda: None)
+            await settle()
+        raise AssertionError(self.overlay.status)
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    bench = Bench(tmp_path)
+    bench.overlay._rules_checked = 0.0
+    task = asyncio.create_task(bench.overlay.run())
+    yield bench
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_peers_in_place_and_own_annotations(bench):
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "" and bench.annotations)
+    assert bench.kernel.tables == vxlan.desired(parse(node(2))[0], device=7, underlay=2)[0]
+    data = json.loads(bench.annotations[peers.BACKEND_DATA])
+    assert data == {"VNI": 1, "VtepMAC": bench.kernel.device.mac}
+    assert bench.annotations[peers.PUBLIC_IP] == "192.0.2.1"
+    assert bench.annotations[peers.SUBNET_MANAGER] == "true"
+    assert bench.overlay.pod_mtu == 1450
+
+
+async def test_deleted_device_is_back_at_the_next_recheck(bench):
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "")
+    before, entries = bench.kernel.device.mac, bench.kernel.tables
+    bench.kernel.device = None
+    await bench.clock.advance(SETTINGS.recheck_seconds)
+    await bench.until(lambda: bench.kernel.device is not None and bench.kernel.tables == entries)
+    assert bench.kernel.device.mac == before
+
+
+async def test_nothing_is_written_when_nothing_changed(bench):
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "")
+    bench.kernel.batches.clear()
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.kernel.batches)
+    assert bench.kernel.batches == [[]]
+
+
+async def test_bad_peer_is_named_and_hurts_nobody_else(bench):
+    bench.overlay.update({"node1": node(1), "node2": node(2), "node3": node(3, public_ip="x")})
+    await bench.until(lambda: "node3" in bench.overlay.status)
+    assert len(bench.kernel.tables.routes) == 1
+
+
+async def test_failed_annotation_is_tried_again(bench):
+    bench.failures = 1
+    bench.overlay.update({"node1": node(1)})
+    await bench.until(lambda: "refused" in bench.overlay.status)
+    await bench.clock.advance(SETTINGS.recheck_seconds)
+    await bench.until(lambda: bench.overlay.status == "" and bench.annotations)
+
+
+async def test_node_without_a_range(bench):
+    bench.overlay.update({"node1": Node(metadata=ObjectMeta(name="node1"))})
+    await bench.until(lambda: bench.overlay.status == NO_POD_CIDR)
+
+
+def test_mac_is_kept(tmp_path):
+    path = tmp_path / "state" / "vtep"
+    first = mac.keep(path)
+    assert mac.keep(path, device="02:00:00:00:00:55") == first
+    path.write_bytes(b"junk")
+    assert mac.keep(path, device="02:00:00:00:00:55") == "02:00:00:00:00:55"
+    path.unlink()
+    assert mac.keep(path, node=node(9)) == "02:00:00:00:00:09"
+
+
+def test_bad_own_range_is_named():
+    with pytest.raises(InputError, match="podCIDRs"):
+        peers.pod_ranges(Node(spec=NodeSpec(pod_cidr="10.244.1.5/24")))
