@@ -30,7 +30,10 @@ from agent.node.manager import NodeManager
 from agent.node.runtime import CriProbe
 from agent.overlay.component import Overlay
 from agent.pods.manager import PodManager
+from agent.pods.mirror import MirrorPods
 from agent.pods.runtime import Runtime
+from agent.pods.spec import is_mirror, is_static
+from agent.pods.static import StaticPods
 from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
@@ -82,6 +85,7 @@ class Agent:
         self._slices: Informer[EndpointSlice] | None = None
         self._nodes: Informer[Node] | None = None
         self._pod_watch: Informer[Pod] | None = None
+        self._mirrors: MirrorPods | None = None
         self._sources = (
             ApiSources(client, pods=lambda: self.pods.pods(), on_change=self._refresh) if client else None
         )
@@ -97,6 +101,7 @@ class Agent:
         self._proxy: ServiceProxy | None = None
         if client is not None:
             self._make_informers(client)
+        self._static = self._make_static()
         self.server = self._make_server()
         self._refreshing: set[asyncio.Task[None]] = set()
 
@@ -161,6 +166,28 @@ class Agent:
             self._settings, services=self._services, slices=self._slices, node_ip=self._ips[0]
         )
 
+    def _make_static(self) -> StaticPods | None:
+        folder = self._settings.static_pods
+        if folder is None:
+            return None
+        if self._client is not None:
+            self._mirrors = MirrorPods(
+                client=self._client,
+                clock=self._clock,
+                node_name=self._settings.node_name,
+                node_uid=lambda: self.node.node.metadata.uid if self.node.node else "",
+                statics=lambda: [pod for pod in self.pods.pods() if is_static(pod)],
+                mirrors=lambda: [pod for pod in self._api_pods() if is_mirror(pod)],
+            )
+        return StaticPods(
+            folder=folder,
+            node_name=self._settings.node_name,
+            clock=self._clock,
+            on_put=lambda pod: self._static_changed(self.pods.put, pod),
+            on_remove=lambda pod: self._static_changed(self.pods.remove, pod),
+            on_complete=lambda: self.pods.complete("file"),
+        )
+
     def _make_server(self) -> KubeletServer | None:
         if not self._settings.kubelet.enable_server:
             return None
@@ -195,7 +222,8 @@ class Agent:
             "sources": self._sources,
             "service-proxy": self._proxy,
             "server": self.server,
-            "static-pods": startup.static_pods(self._settings, pods=self.pods, client=self._client),
+            "static-pods": self._static,
+            "mirror-pods": self._mirrors,
             "rotation": self._rotation(),
         }
         parts |= {name: part.run for name, part in optional.items() if part is not None}
@@ -230,6 +258,8 @@ class Agent:
             await self.server.started.wait()
         if self._client is not None:
             await self.node.registered.wait()
+        if self._mirrors is not None:
+            self._mirrors.wake()
         notify.ready()
         log.info("agent is up node=%s", self._settings.node_name)
         await asyncio.Event().wait()
@@ -246,6 +276,17 @@ class Agent:
             self.pods.put(new)
         elif old is not None:
             self.pods.remove(old)
+        changed = new or old
+        if self._mirrors is not None and changed is not None and is_mirror(changed):
+            self._mirrors.wake()
+
+    def _static_changed(self, tell: Callable[[Pod], None], pod: Pod) -> None:
+        tell(pod)
+        if self._mirrors is not None:
+            self._mirrors.wake()
+
+    def _api_pods(self) -> Sequence[Pod]:
+        return tuple(self._pod_watch.store.values()) if self._pod_watch is not None else ()
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         if self._nodes is not None and self._nodes.synced.is_set():

@@ -226,11 +226,6 @@ def kubelet_server(
     return KubeletServer(listen=listen, context=context, gate=gate, handlers=handlers)
 
 
-def static_pods(settings: Settings, *, pods: PodManager, client: ApiClient | None) -> Any:
-    """The component that reads static pod manifests, None without a folder."""
-    return None
-
-
 def client_certificate(path: Path) -> Path | None:
     """The certificate file a kubeconfig names, if it is one that we may renew (kubelet-client-
     current.pem)."""

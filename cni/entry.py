@@ -91,9 +91,10 @@ def _add(
     firewall.ensure_once(network, ipam.read_boot_id())
     addresses = _lease(network, attachment, wiring=wiring, leases=leases, note={**args, "netns": netns})
     try:
-        wire = wiring.attach(network, attachment, pod_netns=netns, addresses=addresses)
+        pod = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}".strip("/")
+        wire = wiring.attach(network, attachment, pod_netns=netns, addresses=addresses, pod=pod)
         try:
-            hostports.add(network, attachment, addresses, args)
+            hostports.add(network, attachment, addresses, label=pod or attachment.container_id[:32])
         except BaseException:
             wiring.detach(attachment)
             raise

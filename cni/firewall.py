@@ -63,7 +63,7 @@ def plan_rules(config: NetworkConfig, family: Family) -> tuple[list[TableChange]
 
 
 def plan_peers(peers: Sequence[str]) -> list[str]:
-    """The rules of NODELET-PEERS for these node addresses of one family, given with prefix length. Pure."""
+    """The rules of NODELET-PEERS for these addresses of one family, given with prefix length. Pure."""
     return [*(f"-d {peer} -j RETURN" for peer in sorted(peers)), _MASQUERADE]
 
 
@@ -72,7 +72,7 @@ def ensure_rules(config: NetworkConfig, peers: Sequence[str] | None = None) -> b
 
     Args:
         config: the network.
-        peers: node addresses with prefix length that pods reach without masquerading. None leaves
+        peers: addresses with prefix length that pods reach without masquerading: nodes. None leaves
             NODELET-PEERS alone if it is there: its content belongs to the overlay.
 
     Raises:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,19 +93,14 @@ def _add_rules(
 
 
 def add(
-    network: NetworkConfig, attachment: Attachment, addresses: Sequence[IPInterface], args: Mapping[str, str]
+    network: NetworkConfig, attachment: Attachment, addresses: Sequence[IPInterface], *, label: str
 ) -> None:
-    """Open a pod's host ports; nothing to do for a pod without any."""
+    """Open a pod's host ports; nothing to do for a pod without any. `label` names the pod in comments."""
     if not network.port_mappings:
         return
     folder = _folder(network.state_dir / network.name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    label = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}".strip("/")
-    pod = PodPorts(
-        label or attachment.container_id[:32],
-        tuple(address.ip for address in addresses),
-        network.port_mappings,
-    )
+    pod = PodPorts(label, tuple(address.ip for address in addresses), network.port_mappings)
     with files.locked(folder / "lock", wait=True):
         files.write_record(
             folder / _file_name(attachment), _to_json(pod), kind=_KIND, version=_VERSION, sync=False

@@ -27,7 +27,7 @@ from cni.errors import CniError
 from host import netns, rtnl
 from host.errors import Exists, NotFound, Unsupported
 from host.netlink import Netlink
-from host.rtnl import IPAddress, IPInterface, Link, Route
+from host.rtnl import IPAddress, IPInterface, Link, Request, Route
 
 _ALIAS = "nodelet"
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
@@ -54,16 +54,16 @@ def mac_for(address: IPAddress) -> str:
     return rtnl.mac_text(b"\x0a\x58" + address.packed[-4:])
 
 
-def alias_for(attachment: Attachment, addresses: Sequence[IPInterface]) -> str:
-    """The alias of a host end: whose it is, in one line that `ip link` shows and `lease_of` reads. Pure."""
+def alias_for(attachment: Attachment, addresses: Sequence[IPInterface], pod: str = "") -> str:
+    """The alias of a host end: whose it is, in one line that `ip link` shows and `leases_of` reads. Pure."""
     ips = ",".join(str(address.ip) for address in addresses)
-    return f"{_ALIAS} {attachment.container_id}/{attachment.ifname} {ips}"
+    return f"{_ALIAS} {attachment.container_id}/{attachment.ifname} {ips} {pod}".rstrip()
 
 
 def leases_of(link: Link) -> list[ipam.Lease]:
     """The leases that a host end's alias tells of; [] for any other device. Pure."""
     words = link.alias.split(" ")
-    if len(words) != 3 or words[0] != _ALIAS or link.kind != "veth":
+    if len(words) < 3 or words[0] != _ALIAS or link.kind != "veth":
         return []
     container_id, _, ifname = words[1].partition("/")
     owner = Attachment(container_id, ifname)
@@ -121,8 +121,11 @@ class Wiring:
         *,
         pod_netns: str,
         addresses: Sequence[IPInterface],
+        pod: str = "",
     ) -> Wire:
         """Make the pair and configure the pod's end; undone as a whole when a step fails.
+
+        `pod` is namespace and name, shown with the device.
 
         Raises:
             NotFound, Unsupported: `pod_netns` is no network namespace.
@@ -135,7 +138,11 @@ class Wiring:
             bridge = self.ensure_bridge(config)
             mtu = config.mtu or bridge.mtu
             mac = mac_for(addresses[0].ip)
-            self._add_pair(config, attachment, bridge=bridge, fd=fd, mac=mac, mtu=mtu, addresses=addresses)
+            name, alias = host_name(attachment), alias_for(attachment, addresses, pod)
+            pair = rtnl.add_veth(
+                name, peer=attachment.ifname, peer_netns=fd, peer_mac=mac, mtu=mtu, master=bridge.index
+            )
+            self._add_pair(attachment, pair, rtnl.set_link(name, alias=alias, hairpin=config.hairpin))
             try:
                 netns.run_in(fd, lambda: _configure_pod(attachment.ifname, addresses))
                 host_end = self._netlink.get_link(host_name(attachment))
@@ -152,24 +159,7 @@ class Wiring:
         finally:
             os.close(fd)
 
-    def _add_pair(
-        self,
-        config: NetworkConfig,
-        attachment: Attachment,
-        *,
-        bridge: Link,
-        fd: int,
-        mac: str,
-        mtu: int,
-        addresses: Sequence[IPInterface],
-    ) -> None:
-        name = host_name(attachment)
-        requests = (
-            rtnl.add_veth(
-                name, peer=attachment.ifname, peer_netns=fd, peer_mac=mac, mtu=mtu, master=bridge.index
-            ),
-            rtnl.set_link(name, alias=alias_for(attachment, addresses), hairpin=config.hairpin),
-        )
+    def _add_pair(self, attachment: Attachment, *requests: Request) -> None:
         try:
             self._netlink.execute(*requests)
         except Exists:

@@ -121,8 +121,8 @@ class Netlink:
             start += (length + 3) & ~3
         return messages
 
-    def get_link(self, name: str) -> Link:
-        """The device of that name. Raises NotFound."""
+    def get_link(self, name: str | int) -> Link:
+        """The device of that name or index. Raises NotFound."""
         request = rtnl.get_link(name)
         with self._lock:
             wanted = self._send([request], 0)
@@ -167,9 +167,9 @@ class Netlink:
         """All devices."""
         return self._dump(rtnl.dump_links(), rtnl.parse_link)
 
-    def addresses(self, index: int | None = None) -> list[Address]:
-        """All addresses, or those of one device."""
-        found = self._dump(rtnl.dump_addresses(index or 0), rtnl.parse_address)
+    def addresses(self, index: int | None = None, *, family: int = 0) -> list[Address]:
+        """The addresses of one device or of all, of one family (AF_INET, AF_INET6) or of both."""
+        found = self._dump(rtnl.dump_addresses(index or 0, family=family), rtnl.parse_address)
         return [address for address in found if index is None or address.index == index]
 
     def routes(self, *, protocol: int | None = None) -> list[Route]:

@@ -40,8 +40,8 @@ IFLA_IFALIAS = 20
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BRPORT_MODE = 4  # hairpin
 VETH_INFO_PEER = 1
-IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 2, 4, 7
-IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6 = 15, 16, 17
+IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
+IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD, IFA_FLAGS = 1, 2, 0x02, 8
@@ -172,9 +172,10 @@ def _common(mac: str | None, mtu: int | None) -> bytes:
     return out if not mtu else out + attr(IFLA_MTU, _U32.pack(mtu))
 
 
-def get_link(name: str) -> Request:
-    """Ask for one device by name."""
-    return Request(RTM_GETLINK, 0, _link(attr(IFLA_IFNAME, name_bytes(name))), f"link {name}")
+def get_link(name: str | int) -> Request:
+    """Ask for one device by name or index."""
+    body = _link(index=name) if isinstance(name, int) else _link(attr(IFLA_IFNAME, name_bytes(name)))
+    return Request(RTM_GETLINK, 0, body, f"link {name}")
 
 
 def add_bridge(name: str, *, mac: str, mtu: int | None = None) -> Request:
@@ -330,9 +331,9 @@ def dump_links() -> Request:
     return Request(RTM_GETLINK, NLM_F_DUMP, _link(), "list links")
 
 
-def dump_addresses(index: int = 0) -> Request:
-    """All addresses of one device, or of all."""
-    return Request(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, index), "list addresses")
+def dump_addresses(index: int = 0, *, family: int = 0) -> Request:
+    """The addresses of one device or of all, of one family or of both."""
+    return Request(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(family, 0, 0, 0, index), "list addresses")
 
 
 def dump_routes(family: int) -> Request:

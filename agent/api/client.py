@@ -17,6 +17,7 @@ from agent.api import errors, resources
 from agent.api.meta import JSON, ListMeta, Object, Struct
 from agent.api.resources import Resource
 from agent.api.structs import TokenRequest, TokenRequestSpec
+from host.clocks import Clock, SystemClock
 
 T = TypeVar("T", bound=Object)
 REQUEST_TIMEOUT = 30.0
@@ -76,8 +77,10 @@ class ApiClient:
     Methods raise `errors.ApiError` subclasses, `errors.Permanent` when an answer cannot be decoded.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, clock: Clock | None = None) -> None:
         self.transport = transport
+        self.clock: Clock = clock or SystemClock()
+        """For the pauses of those who retry (watches)."""
         self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
         self._encoder = msgspec.json.Encoder()
 

@@ -12,7 +12,7 @@ import math
 import re
 from fractions import Fraction
 
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([a-zA-Z]{0,2}|[eE][+-]?\d+)")
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([a-zA-Z]{0,2}|[eE][+-]?\d+)", re.ASCII)
 _SUFFIX = {
     "": Fraction(1),
     "n": Fraction(1, 10**9),

@@ -53,7 +53,7 @@ class Change(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class WatchEvent(Generic[T]):
-    """One event. `obj` is None for LISTED only; for DELETED it is the last state."""
+    """One event. `obj` is None for LISTED and BOOKMARK; for DELETED it is the last state."""
 
     change: Change
     obj: T | None
@@ -99,6 +99,7 @@ class LineReader(Generic[T]):
         self._what = f"watch {selection.path}"
         self._lines = msgspec.json.Decoder(_Line)
         self._objects = msgspec.json.Decoder(selection.resource.type)
+        self._marks = msgspec.json.Decoder(Object)
 
     def read(self, line: bytes) -> WatchEvent[T]:
         """The event of one line. Raises `Temporary` for a line that is no event (truncated, for instance)."""
@@ -107,6 +108,10 @@ class LineReader(Generic[T]):
             if envelope.type == "ERROR":
                 status = msgspec.json.decode(envelope.object, type=Status)
                 raise errors.from_status(status.code or 500, status, what=self._what)
+            if envelope.type == "BOOKMARK":
+                # Only its resourceVersion is filled in; required lists of the kind are null.
+                mark = self._marks.decode(envelope.object)
+                return WatchEvent(Change.BOOKMARK, None, mark.metadata.resource_version)
             obj = self._objects.decode(envelope.object)
             return WatchEvent(Change(envelope.type), obj, obj.metadata.resource_version)
         except (msgspec.MsgspecError, ValueError) as exc:
@@ -147,7 +152,7 @@ async def watch_from_list(client: ApiClient, selection: Selection[T]) -> AsyncGe
         except errors.Unreachable as exc:
             # The connection broke, the version did not: try once to go on from it before giving up.
             log.info("watch interrupted path=%s error=%s", selection.path, exc)
-            await asyncio.sleep(FIRST_DELAY * (1 + random.random()))  # noqa: S311
+            await client.clock.sleep(FIRST_DELAY * (1 + random.random()))  # noqa: S311
             if not await _answers(client):
                 raise
 
@@ -185,7 +190,7 @@ async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncGene
             delay = getattr(exc, "delay", 0.0)
             level = logging.INFO if attempt == 0 else logging.WARNING
             log.log(level, "watch failed path=%s attempt=%d error=%s", selection.path, attempt + 1, exc)
-        await asyncio.sleep(max(delay, backoff(attempt)))
+        await client.clock.sleep(max(delay, backoff(attempt)))
         attempt += 1
 
 
@@ -226,7 +231,7 @@ class Informer(Generic[T]):
                 self._prune(seen or set())
                 seen = None
                 continue
-            if event.obj is None or event.change is Change.BOOKMARK:
+            if event.obj is None:
                 continue
             key = key_of(event.obj)
             if event.change is Change.DELETED:

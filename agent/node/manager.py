@@ -31,6 +31,11 @@ from agent.node.status import NodePlan
 from host.clocks import Clock
 
 log = logging.getLogger(__name__)
+UNREADY_PAUSE = 1.0
+"""Seconds between two looks while the node is not ready: what it waits for may come at any moment."""
+
+RUNTIME_GRACE = 30.0
+"""Seconds the runtime may be away before the node says so (kubelet's maxWaitForContainerRuntime)."""
 
 
 class RuntimeProbe(Protocol):
@@ -86,6 +91,8 @@ class NodeManager:
         self._posted: tuple[object, ...] | None = None
         self._posted_at = 0.0
         self._images: Sequence[ContainerImage] = ()
+        self._runtime_state = RuntimeState(error="not asked yet")
+        self._runtime_seen = clock.monotonic()
         self._lease = (
             LeaseKeeper(client, node_name=plan.name, duration=lease_seconds, clock=clock) if client else None
         )
@@ -151,8 +158,8 @@ class NodeManager:
         """Compute and post, until cancelled."""
         failures = 0
         while True:
-            pause = self._update_every
             await self._compute()
+            pause = self._update_every if self.ready else min(self._update_every, UNREADY_PAUSE)
             if self._client is not None:
                 try:
                     await self._post()
@@ -187,11 +194,16 @@ class NodeManager:
     async def _compute(self) -> None:
         state, images = await asyncio.gather(self._runtime.state(), self._runtime.images())
         if not state.error:
-            self._images = images
-        elif self.status.node_info.container_runtime_version:
-            # A runtime that is away has not changed its version.
-            name, _, version = self.status.node_info.container_runtime_version.partition("://")
-            state = dataclasses.replace(state, name=name, version=version)
+            self._images, self._runtime_state = images, state
+            self._runtime_seen = self._clock.monotonic()
+        elif self._clock.monotonic() - self._runtime_seen < RUNTIME_GRACE:
+            # A restart of the runtime is no news: containers run on without it.
+            if self._runtime_state.error:
+                self._runtime_state = state
+            state = self._runtime_state
+        else:
+            last = self._runtime_state
+            state = dataclasses.replace(state, name=last.name, version=last.version)
         usage = facts.read_usage(root=self._root)
         self.status = status.build(
             self.plan,
@@ -222,6 +234,8 @@ class NodeManager:
         moment = self._clock.monotonic()
         if client is None or (seen == self._posted and moment - self._posted_at < self._report_every):
             return
+        if self._posted is None and self._runtime_state.error and moment - self._runtime_seen < RUNTIME_GRACE:
+            return  # just started: a status without the runtime's word would flip a node that is ready
         if self.node is None or self._posted is None:
             self.node = await client.get(NODES, self.plan.name)
         stamped = conditions.stamp(

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.api.structs import Node
-from agent.overlay import mac, peers
+from agent.overlay import mac, peers, sysctl
 from agent.overlay.kernel import Kernel, NetlinkKernel
+from agent.overlay.mtu import IcmpEcho, find_narrow
 from agent.overlay.settings import OverlaySettings
 from cni import config as cni_config
 from cni import firewall, hostports, vxlan
@@ -39,6 +40,9 @@ T = TypeVar("T")
 
 Annotate = Callable[[Mapping[str, str]], Awaitable[None]]
 """Writes annotations to our own Node; may raise what the API client raises, and is asked again later."""
+
+Report = Callable[[str, str], None]
+"""Takes (reason, message), for instance an EventRecorder bound to our own Node."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Overlay:
         clock: for the pauses between rechecks.
         kernel: where entries go; made by `run` from its thread's network namespace when None.
         annotate_failures: exception types of `annotate` that are worth a later try.
+        report: told (reason, message) of what a person should know, for an Event of the Node.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Overlay:
         clock: Clock | None = None,
         kernel: Kernel | None = None,
         annotate_failures: tuple[type[Exception], ...] = (OSError,),
+        report: Report | None = None,
     ) -> None:
         self._name = node_name
         self._host: IPAddress = ipaddress.ip_address(node_ip)
@@ -88,6 +94,10 @@ class Overlay:
         self._status = "waiting for the list of nodes"
         self._pod_mtu = 0
         self._rules_checked = float("-inf")
+        self._report = report
+        self._underlay_mtu = 0
+        self._hosts: dict[str, IPAddress] = {}
+        self._peers_known = asyncio.Event()
 
     def update(self, nodes: Mapping[str, Node]) -> None:
         """Take the full set of Nodes by name (the informer's store) and wake the loop. Cheap."""
@@ -111,13 +121,36 @@ class Overlay:
             await asyncio.Event().wait()
         made_here = self._kernel is None
         try:
-            while True:
-                if self._nodes is not None:
-                    self._say(await self._round(self._nodes))
-                await self._wait()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep(), name="overlay")
+                if self._settings.mtu_probe_seconds and self._report is not None:
+                    tasks.create_task(self._probe(self._report), name="overlay-mtu")
         finally:
             if made_here and isinstance(self._kernel, NetlinkKernel):
                 self._kernel.close()
+
+    async def _keep(self) -> None:
+        while True:
+            if self._nodes is not None:
+                self._say(await self._round(self._nodes))
+            await self._wait()
+
+    async def _probe(self, report: Report) -> None:
+        """Tell of peers that large packets do not reach, once for each time it starts."""
+        known: set[str] = set()
+        while True:
+            await self._peers_known.wait()
+            try:
+                with IcmpEcho() as echo:
+                    narrow = await find_narrow(dict(self._hosts), self._underlay_mtu, echo)
+            except HostError as exc:
+                log.info("overlay: path MTU is not checked: %s", exc)
+                return
+            for name in narrow.keys() - known:
+                log.warning("overlay: %s", narrow[name])
+                report("PathMTUTooSmall", narrow[name])
+            known = set(narrow)
+            await self._clock.sleep(self._settings.mtu_probe_seconds)
 
     async def _wait(self) -> None:
         """Until an update wakes us or the recheck is due."""
@@ -147,7 +180,9 @@ class Overlay:
             ground, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
             if due:
                 self._rules_checked = self._clock.monotonic()
-            self._pod_mtu = ground.mtu
+            self._pod_mtu, self._underlay_mtu = ground.mtu, ground.underlay.mtu
+            if self._hosts:
+                self._peers_known.set()
             wanted = peers.own_annotations(self._settings, host=self._host, mac=ground.mac)
             if any(node.metadata.annotations.get(key) != value for key, value in wanted.items()):
                 await self._annotate(wanted)
@@ -176,6 +211,9 @@ class Overlay:
         self._write_conflist(ranges, ground.mtu)
         if check_rules:
             self._ensure_rules(ranges, found)
+            if ground.device:
+                self._allow_two_ways(ground.underlay.name)
+        self._hosts = {peer.name: peer.host for peer in found}
         return ground, problems + conflicts + failures
 
     def _prepare(self, kernel: Kernel, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...]) -> _Ground:
@@ -240,12 +278,21 @@ class Overlay:
         missing = firewall.write_switches(network)
         if missing:
             log.warning("overlay: this kernel has no %s (modprobe br_netfilter)", ", ".join(missing))
-        hosts = [f"{host}/{host.max_prefixlen}" for host in {peer.host for peer in found} | {self._host}]
+        nodes = {self._host} if self._settings.masquerade_to_nodes else {self._host, *(p.host for p in found)}
+        reached = [f"{host}/{host.max_prefixlen}" for host in nodes]
+        if not self._settings.cluster_cidrs:
+            reached += {str(net) for peer in found for net in peer.subnets}
         with suppress(NotFound):  # no iptables here: the plugin's ADD says so
-            changed = firewall.ensure_rules(network, hosts)
+            changed = firewall.ensure_rules(network, reached)
             changed = hostports.assert_rules(network.state_dir / network.name) or changed
             if changed:
                 log.info("overlay: packet filter rules written")
+
+    def _allow_two_ways(self, underlay: str) -> None:
+        """A pod reaches another node by the underlay, and the answer comes through the tunnel."""
+        changed = sysctl.loosen_reverse_path([underlay, self._settings.device_name])
+        if changed:
+            log.info("overlay: rp_filter set to 2 (loose) on %s, was 1 (strict)", ", ".join(changed))
 
 
 async def _finish_on_thread(work: Callable[[], T]) -> T:

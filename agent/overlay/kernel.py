@@ -7,10 +7,11 @@ object; `Overlay` calls them from a thread.
 from __future__ import annotations
 
 import errno
-import os
+import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from agent.overlay import sysctl
 from cni import vxlan
 from cni.vxlan import Arp, Device, Entries, Fdb, Op
 from host import rtnl
@@ -55,11 +56,10 @@ class NetlinkKernel:
 
     def underlay(self, host: IPAddress) -> tuple[Link, IPInterface]:
         """See Kernel."""
-        for found in self._netlink.addresses():
+        family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+        for found in self._netlink.addresses(family=family):
             if found.address.ip == host:
-                link = next((link for link in self._netlink.links() if link.index == found.index), None)
-                if link:
-                    return link, found.address
+                return self._netlink.get_link(found.index), found.address
         raise NotFound(errno.EADDRNOTAVAIL, f"find the device of node IP {host}", "set --node-ip")
 
     def find_link(self, name: str) -> Link | None:
@@ -83,14 +83,12 @@ class NetlinkKernel:
                 mtu=wanted.mtu,
             )
             self._netlink.execute(request)
-            _disable_ipv6(wanted.name)
+            sysctl.disable_ipv6(wanted.name)
             link = self._netlink.get_link(wanted.name)
         if not link.up or link.mac != wanted.mac or link.mtu != wanted.mtu:
             self._netlink.execute(rtnl.set_link(wanted.name, up=True, mac=wanted.mac, mtu=wanted.mtu))
             link = self._netlink.get_link(wanted.name)
-        present = {
-            found.address for found in self._netlink.addresses(link.index) if found.address.version == 4
-        }
+        present = {found.address for found in self._netlink.addresses(link.index, family=socket.AF_INET)}
         requests = [rtnl.address(link.index, old, remove=True) for old in present - {wanted.address}]
         requests += [rtnl.address(link.index, new) for new in {wanted.address} - present]
         if requests:
@@ -134,15 +132,3 @@ class NetlinkKernel:
                 if code and not gone:
                     failures.append(str(from_errno(code, request.what)))
         return failures
-
-
-def _disable_ipv6(name: str) -> None:
-    """The tunnel carries IPv4 only: no router solicitations to every peer."""
-    try:
-        fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # a kernel without IPv6
-    try:
-        os.write(fd, b"1")
-    finally:
-        os.close(fd)

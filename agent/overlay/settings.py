@@ -24,6 +24,8 @@ class OverlaySettings:
     """With vxlan: plain routes to peers that share a subnet with us, tunnels to the others."""
     masquerade: bool = True
     """Give pods the node's address towards everything but pods and nodes."""
+    masquerade_to_nodes: bool = False
+    """Also towards other nodes, as flannel does: for networks that drop packets from pod addresses."""
     cluster_cidrs: tuple[str, ...] = ()
     """All pods of the cluster; reached without masquerading."""
     conf_dir: str = "/etc/cni/net.d"
@@ -36,6 +38,9 @@ class OverlaySettings:
     """How often the kernel is compared with what it should hold when no Node changes."""
     rules_recheck_seconds: float = 30.0
     """The same for packet filter rules."""
+
+    mtu_probe_seconds: float = 600.0
+    """How often packets of the full size are tried on the way to every peer; 0 for never."""
 
     @property
     def device_name(self) -> str:

@@ -129,6 +129,8 @@ class PodManager:
         held, self._held = self._held or [], None
         for pod in held:
             self.put(pod)
+        for worker in self._workers.values():
+            worker.poke()  # a second run of this component finds its workers asleep
         self._sweep()
 
     # --- sources ------------------------------------------------------------------------------------------
@@ -145,6 +147,7 @@ class PodManager:
         if worker is not None:
             worker.update(pod)
             return
+        self._supersede(pod)
         if spec.is_static(pod):
             self.on_static_change()
             before = self._find(pod.metadata.namespace, pod.metadata.name, None)
@@ -158,6 +161,15 @@ class PodManager:
             self._executor.say(pod, "Warning", verdict.reason, verdict.message)
             worker.fail(verdict)
         worker.poke()
+
+    def _supersede(self, pod: Pod) -> None:
+        """An API pod of this name under another uid was deleted while we were not told of it."""
+        meta = pod.metadata
+        for worker in list(self._workers.values()):
+            other = worker.pod.metadata
+            same = (other.namespace, other.name) == (meta.namespace, meta.name)
+            if same and not spec.is_static(worker.pod) and not spec.is_static(pod) and not worker.removed:
+                self.remove(worker.pod)
 
     def remove(self, pod: Pod) -> None:
         """A pod's object or manifest is gone."""

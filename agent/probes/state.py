@@ -62,10 +62,11 @@ def initial(kind: Kind, *, known: bool | None = None) -> State:
 
     Args:
         kind: which probe.
-        known: what was decided before an agent restart, if anything; it then stays until new outcomes say
-            otherwise, so that a restart never flips a ready pod.
+        known: what was decided before an agent restart, if anything. It stays until new outcomes say
+            otherwise, so that a restart never flips a ready pod. "Not started" and "not live" are no such
+            decisions: the container was to be killed for them and was not, so it is measured anew.
     """
-    if known is not None:
+    if known is not None and (known or kind is Kind.READINESS):
         return State(kind=kind, ok=known, decided=True)
     return State(kind=kind, ok=kind is Kind.LIVENESS)
 

@@ -71,7 +71,8 @@ class Side(asyncio.Protocol):
         peer = self.peer.transport if self.peer else None
         if peer is not None and peer.can_write_eof() and not peer.is_closing():
             peer.write_eof()
-            return True
+            # TLS has no half-open state in asyncio: there the return value would only be warned about.
+            return self.transport is not None and self.transport.get_extra_info("ssl_object") is None
         return False
 
     def pause_writing(self) -> None:
@@ -158,7 +159,8 @@ async def pass_through(request: web.Request, url: str) -> None:
     status = response_status(answer)
     if status != 101:
         upstream.transport.abort()
-        raise StreamError(502, f"the runtime's stream server answered {status} instead of 101")
+        body = answer.partition(b"\r\n\r\n")[2][:200].decode("utf-8", "replace").strip()
+        raise StreamError(502, f"the runtime's stream server answered {status} instead of 101: {body}")
     await _join(request, upstream, answer)
 
 

@@ -49,13 +49,8 @@ class HostIptables:
         await iptables.restore_async(text, family=self._family)
 
     async def save(self) -> Tables:
-        def read() -> Tables:
-            tables: Tables = {}
-            for table in diff.TABLES:
-                tables.update(parse_save(iptables.save(table, family=self._family)))
-            return tables
-
-        return await asyncio.to_thread(read)
+        # Once for all tables: with the nft back end each call reads the whole ruleset, whatever it prints.
+        return await asyncio.to_thread(lambda: parse_save(iptables.save(family=self._family)))
 
     async def read_chain(self, table: str, chain: str) -> list[str] | None:
         return await asyncio.to_thread(iptables.read_chain, table, chain, family=self._family)
@@ -109,9 +104,8 @@ class IptablesBackEnd:
         full = written is None
         if written is None:
             self._limit = await self._port.batch_limit()
-            written = {key: rules.plan_service(service, self._settings) for key, service in services.items()}
             present = await self._port.save()
-            texts = diff.pack(diff.full(present, written, self._settings), limit=self._limit)
+            written, texts = await asyncio.to_thread(self._plan_all, services, present)
         else:
             old = {key: written[key] for key in changed if key in written}
             new = {
@@ -126,6 +120,13 @@ class IptablesBackEnd:
         self._written = written
         seconds = time.perf_counter() - began
         return Synced(full, len(texts), sum(len(text) for text in texts), seconds)
+
+    def _plan_all(
+        self, services: Mapping[str, VirtualService], present: Tables
+    ) -> tuple[dict[str, ServiceRules], list[str]]:
+        """Seconds of work with ten thousand Services, hence done in a thread."""
+        wanted = {key: rules.plan_service(service, self._settings) for key, service in services.items()}
+        return wanted, diff.pack(diff.full(present, wanted, self._settings), limit=self._limit)
 
     async def drifted(self) -> str:
         """Why the kernel no longer holds what was written, as words for a log; "" when all looks well.

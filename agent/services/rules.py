@@ -93,8 +93,10 @@ class ServiceRules:
     chains: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
 
+@functools.lru_cache(maxsize=1024)
 def _hash(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+    """The first 16 base32 letters (10 bytes) of a SHA-256."""
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,18 @@ class BlobStore:
         parse_digest(digest)
         return BlobWriter(self, digest=digest, size=size, temp=self._tmp / f"blob-{secrets.token_hex(8)}")
 
+    def capture(self) -> "BlobWriter":
+        """A file that becomes a blob of whatever digest its content has."""
+        return BlobWriter(self, digest="", size=-1, temp=self._tmp / f"blob-{secrets.token_hex(8)}")
+
+    def adopt(self, digest: str) -> bool:
+        """Learn of a blob that another process has put in place; whether it is there."""
+        try:
+            self._sizes[digest] = self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return False
+        return True
+
     def remove(self, digest: str) -> None:
         """Remove a blob; an absent one is fine."""
         with suppress(FileNotFoundError):
@@ -91,11 +103,14 @@ class BlobStore:
 
 
 class BlobWriter:
-    """One blob under way. Leaving the context without `commit` removes what was written."""
+    """One blob under way. Leaving the context without `commit` removes what was written.
+
+    `digest` is what the content must have, or empty until `commit` for a capture.
+    """
 
     def __init__(self, store: BlobStore, *, digest: str, size: int, temp: Path) -> None:
         self._store = store
-        self._digest = digest
+        self.digest = digest
         self._size = size
         self._temp = temp
         self._fd = -1
@@ -108,7 +123,7 @@ class BlobWriter:
         try:
             self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            raise disk_error(exc, f"blob {self._digest}") from exc
+            raise disk_error(exc, f"blob {self.digest}") from exc
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,19 +133,19 @@ class BlobWriter:
         with suppress(FileNotFoundError):
             self._temp.unlink()
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append; CorruptContent as soon as there is more than there should be, StoreFull."""
         with self._lock:
             self.count += len(data)
-            if self.count > self._size:
-                raise CorruptContent(f"blob {self._digest} is longer than the {self._size} bytes announced")
+            if self.count > self._size >= 0:
+                raise CorruptContent(f"blob {self.digest} is longer than the {self._size} bytes announced")
             self._hash.update(data)
             view = memoryview(data)
             try:
                 while view:
                     view = view[os.write(self._fd, view) :]
             except OSError as exc:
-                raise disk_error(exc, f"blob {self._digest}") from exc
+                raise disk_error(exc, f"blob {self.digest}") from exc
 
     def restart(self) -> None:
         """Forget everything written so far: the sender begins again."""
@@ -142,13 +157,15 @@ class BlobWriter:
 
     def commit(self) -> None:
         """Verify size and digest and put the blob in place; CorruptContent when either is wrong."""
-        if self.count != self._size:
-            raise CorruptContent(f"blob {self._digest} has {self.count} bytes instead of {self._size}")
         actual = "sha256:" + self._hash.hexdigest()
-        if actual != self._digest:
-            raise CorruptContent(f"blob {self._digest} has content of digest {actual}")
+        if self._size < 0:
+            self._size, self.digest = self.count, actual
+        if self.count != self._size:
+            raise CorruptContent(f"blob {self.digest} has {self.count} bytes instead of {self._size}")
+        if actual != self.digest:
+            raise CorruptContent(f"blob {self.digest} has content of digest {actual}")
         try:
-            os.rename(self._temp, self._store.path(self._digest))
+            os.rename(self._temp, self._store.path(self.digest))
         except OSError as exc:
-            raise disk_error(exc, f"blob {self._digest}") from exc
-        self._store.added(self._digest, self._size)
+            raise disk_error(exc, f"blob {self.digest}") from exc
+        self._store.added(self.digest, self._size)

@@ -54,6 +54,7 @@ class ImageIndex:
         self._records: dict[str, ImageRecord] = {}
         self._configs: dict[str, ImageConfig] = {}
         self._names: dict[str, str] = {}
+        self._stamp = -1
 
     def load(self, boot: str) -> tuple[str, ...]:
         """Read every record and return complaints, for the log.
@@ -61,7 +62,9 @@ class ImageIndex:
         Records the previous boot did not live to see synced are dropped; unreadable ones are moved aside.
         """
         self._dir.mkdir(mode=0o700, exist_ok=True)
+        self._stamp = self._dir.stat().st_mtime_ns
         complaints = []
+        self._records, self._names = {}, {}
         for file in sorted(self._dir.glob("*.json")):
             try:
                 record = _decode(read_record(file, kind=_KIND, version=_VERSION))
@@ -74,6 +77,10 @@ class ImageIndex:
                 quarantine(file)
                 complaints.append(f"image record {file.name} is unusable: {exc}")
         return tuple(complaints)
+
+    def changed(self) -> bool:
+        """Whether a record was written or removed, by anybody, since the last `load`."""
+        return self._dir.stat().st_mtime_ns != self._stamp
 
     def records(self) -> Iterator[ImageRecord]:
         """Every record, removed ones included, by ID."""

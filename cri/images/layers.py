@@ -6,6 +6,7 @@ A layer is made in `tmp/` and renamed when it is whole and its DiffID is verifie
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from cri.images.apply import Applied
 from cri.images.blobs import disk_error
 from cri.images.reference import parse_digest
 from host import processes
-from host.errors import HostError
-from host.files import read_record, write_record
+from host.errors import Busy, HostError
+from host.files import locked, read_record, write_record
 
 _KIND = "image-layer"
 _VERSION = 1
@@ -27,6 +28,8 @@ class LayerStore:
         self._dir = root / "layers"
         self._tmp = root / "tmp"
         self._layers: dict[str, Applied] = {}
+        self.import_lock = root / "import.lock"
+        """Held while another process imports: nothing is swept then, it would not know what is under way."""
 
     def load(self) -> None:
         """Make the directories and learn what is there; layers without a readable record are moved away."""
@@ -39,6 +42,15 @@ class LayerStore:
                 self._layers[chain_id] = Applied(**record)
             except (HostError, ValueError, TypeError):
                 entry.rename(self._tmp / f"bad-{secrets.token_hex(8)}")
+
+    def adopt(self, chain_id: str) -> bool:
+        """Learn of a layer that another process has put in place; whether it is there and sound."""
+        try:
+            record = read_record(self.path(chain_id).parent / "layer.json", kind=_KIND, version=_VERSION)
+            self._layers[chain_id] = Applied(**record)
+        except (HostError, TypeError):
+            return False
+        return True
 
     def __contains__(self, chain_id: str) -> bool:
         return chain_id in self._layers
@@ -94,10 +106,11 @@ class LayerStore:
             keep: work that is still under way.
             everything: at start, when nothing can be under way, half-done downloads too.
         """
-        rubbish = [
-            str(path)
-            for path in self._tmp.iterdir()
-            if path not in keep and (everything or path.name.startswith(("gone-", "bad-", "layer-")))
-        ]
-        if rubbish:
-            await processes.run_async(["rm", "-rf", "--", *rubbish], timeout=600.0)
+        with suppress(Busy), locked(self.import_lock):
+            rubbish = [
+                str(path)
+                for path in self._tmp.iterdir()
+                if path not in keep and (everything or path.name.startswith(("gone-", "bad-", "layer-")))
+            ]
+            if rubbish:
+                await processes.run_async(["rm", "-rf", "--", *rubbish], timeout=600.0)

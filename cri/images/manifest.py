@@ -121,11 +121,11 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     if "fsLayers" in kinds or document.get("schemaVersion") != 2 or document["schemaVersion"] is True:
         raise CorruptContent("manifest schema version is not 2")
     allowed = _INDEXES if "manifests" in kinds else _MANIFESTS
-    for announced in (media_type.partition(";")[0].strip(), document.get("mediaType", "")):
-        if announced in _INDEXES | _MANIFESTS and announced not in allowed:
-            raise CorruptContent("manifest content contradicts its media type")
-    if "mediaType" in document and document["mediaType"] not in allowed:
-        raise CorruptContent("manifest has an unknown media type")
+    announced = media_type.partition(";")[0].strip()
+    if announced in _INDEXES | _MANIFESTS and announced not in allowed:
+        raise CorruptContent("manifest content contradicts its media type")
+    if "mediaType" in document and document["mediaType"] not in tuple(allowed):
+        raise CorruptContent("manifest content contradicts its own media type, or that is unknown")
     if "manifests" in kinds:
         return Index(manifests=_descriptors(document["manifests"], "manifests", MAX_DESCRIPTORS))
     manifest = Manifest(

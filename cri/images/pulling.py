@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cri.images import manifest as manifests
-from cri.images.blobs import BlobStore
+from cri.images.blobs import BlobStore, BlobWriter
 from cri.images.errors import CorruptContent, ImageError, ImageNotFound
 from cri.images.imageconfig import ParsedConfig, chain_ids, parse_config
 from cri.images.joint import JointTasks
@@ -27,10 +27,17 @@ from cri.images.reference import Reference
 from cri.images.unpack import UnpackRequest
 from cri.images.unpacker import unpack_layer
 
-if TYPE_CHECKING:  # aiohttp is slow to import
-    from cri.images.registry import Fetcher
-
 _REPORT_BYTES = 4 << 20
+
+
+class Fetches(Protocol):
+    """Where the content of an image comes from: a registry, an archive."""
+
+    async def manifest(self, selector: str) -> FetchedManifest:
+        """A manifest or index by tag or digest; PullError."""
+
+    async def blob(self, descriptor: Descriptor, writer: BlobWriter, on_bytes: Callable[[int], None]) -> None:
+        """Write a blob and commit it; `on_bytes` gets the length of each piece. PullError, StoreFull."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +89,7 @@ class Pull:
         self,
         workshop: Workshop,
         ref: Reference,
-        fetcher: "Fetcher",
+        fetcher: Fetches,
         *,
         guard: ExitStack,
         progress: Callable[[PullProgress], None] | None = None,

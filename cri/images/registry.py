@@ -109,6 +109,8 @@ class Fetcher:
                 failures.append(exc)
         if not failures:
             raise RegistryUnavailable(f"no configured server of {self._ref.domain} may be asked to {needed}")
+        if len(failures) == 1:
+            raise failures[0]
         decisive = failures[-1]
         before = [str(failure) for failure in failures[:-1] if str(failure) != str(decisive)]
         message = "; ".join([str(decisive), *(f"before that: {text}" for text in before)])
@@ -161,15 +163,18 @@ class Fetcher:
             if writer.count and not _continues(response, writer.count):
                 await asyncio.to_thread(writer.restart)
             batch = bytearray()
-            with _client_errors(what, server.netloc):
-                async for piece in response.content.iter_any():
-                    batch += piece
-                    on_bytes(len(piece))
-                    if len(batch) >= _BATCH:
-                        await asyncio.to_thread(writer.write, bytes(batch))
-                        batch.clear()
-                await asyncio.to_thread(writer.write, bytes(batch))
-                batch.clear()
+            try:
+                with _client_errors(what, server.netloc):
+                    async for piece in response.content.iter_any():
+                        batch += piece
+                        on_bytes(len(piece))
+                        if len(batch) >= _BATCH:
+                            await asyncio.to_thread(writer.write, bytes(batch))
+                            batch.clear()
+            except RegistryUnavailable:
+                await asyncio.to_thread(writer.write, bytes(batch))  # so that the next try starts behind it
+                raise
+            await asyncio.to_thread(writer.write, bytes(batch))
 
     @asynccontextmanager
     async def _get(

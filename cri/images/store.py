@@ -33,7 +33,7 @@ from cri.images.model import (
     PullProgress,
     StoreUsage,
 )
-from cri.images.pulling import Pull, Pulled, Workshop
+from cri.images.pulling import Fetches, Pull, Pulled, Workshop
 from host.files import locked
 
 if TYPE_CHECKING:
@@ -103,16 +103,24 @@ class ImageStore:
         self._syncing = False
         self._boot = ""
 
-    async def open(self) -> None:
-        """Load the index, drop half-done work, take the store's lock (host.errors.Busy when taken)."""
+    async def open(self, *, shared: bool = False) -> None:
+        """Load the index, drop half-done work, take the store's lock (host.errors.Busy when taken).
+
+        Args:
+            shared: for a short-lived importer beside the daemon: takes only the lock that keeps the
+                daemon from sweeping, and tidies nothing. The daemon finds the new image by its record.
+        """
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise disk_error(exc, f"image store {self._root}") from exc
-        self._exit.enter_context(locked(self._root / "lock"))
+        lock = self._shop.layers.import_lock if shared else self._root / "lock"
+        self._exit.enter_context(locked(lock))
         self._boot = await asyncio.to_thread(_boot_id)
         for complaint in await asyncio.to_thread(self._load):
             _LOG.warning("%s", complaint)
+        if shared:
+            return
         await self._shop.layers.sweep(everything=True)
         for record in self._index.records():
             if any(chain_id not in self._shop.layers for chain_id in record.chain):
@@ -158,14 +166,34 @@ class ImageStore:
         if self._session is None:
             self._session = (self._new_session or new_session)(self._progress_timeout)
         servers = await asyncio.to_thread(hosts.endpoints, ref.domain, self._registry_config_dir)
-        fetcher = Fetcher(self._session, ref, endpoints=servers, credentials=auth)
+        return await self._bring(
+            ref, Fetcher(self._session, ref, endpoints=servers, credentials=auth), progress=progress
+        )
+
+    async def _bring(
+        self, ref: reference.Reference, fetcher: Fetches, *, progress: Progress | None = None
+    ) -> ImageRecord:
         with ExitStack() as guard:
             pulled = await Pull(self._shop, ref, fetcher, guard=guard, progress=progress).run()
-            record = await self._record(ref, pulled)
+            record = self._record(ref, pulled)
         self._background(self._sync_soon())
         return record
 
-    async def _record(self, ref: reference.Reference, pulled: Pulled) -> ImageRecord:
+    @property
+    def blobs(self) -> BlobStore:
+        """The store's content, for `cri.images.archive`."""
+        return self._shop.blobs
+
+    async def adopt(self, ref: reference.Reference, fetcher: Fetches) -> Image:
+        """Make an image of content that comes from elsewhere than a registry; errors as for `pull`."""
+        return self._image(await self._bring(ref, fetcher))
+
+    def document(self, image_id: str) -> tuple[str, tuple[str, ...]]:
+        """Digest of an image's manifest, and those of every blob it needs; ImageMissing."""
+        record = self._index.record(image_id)
+        return record.manifest, (record.manifest, record.id, *dict.fromkeys(record.layer_blobs))
+
+    def _record(self, ref: reference.Reference, pulled: Pulled) -> ImageRecord:
         digests = {f"{ref.name}@{pulled.top_digest}"}
         return self._index.add(
             ImageRecord(
@@ -184,18 +212,35 @@ class ImageStore:
 
     def get(self, ref_or_id: str) -> Image | None:
         """Find an image by reference, ID (with or without `sha256:`) or unique ID prefix; None."""
+        self._notice()
         record = self._index.find(ref_or_id)
         return self._image(record) if record else None
 
     def list(self) -> tuple[Image, ...]:
         """All images, sorted by ID; those removed while in use are not listed."""
+        self._notice()
         return tuple(self._image(record) for record in self._index.records() if not record.removed)
+
+    def _notice(self) -> None:
+        """Take over what an importer has put beside us since we last looked: one stat(2) when nothing."""
+        if not self._index.changed():
+            return
+        self._index.load(self._boot)
+        for record in self._index.records():
+            for digest in (record.id, *record.blobs, *record.layer_blobs):
+                if digest not in self._shop.blobs:
+                    self._shop.blobs.adopt(digest)
+            for chain_id in record.chain:
+                if chain_id not in self._shop.layers and not self._shop.layers.adopt(chain_id):
+                    self._index.delete(record.id)
+                    break
 
     async def remove(self, ref_or_id: str) -> None:
         """Remove an image with all its names; absent images are fine (CRI RemoveImage is idempotent).
 
         Layers shared with other images or used by a container (`hold`) stay until their last use ends.
         """
+        self._notice()
         record = self._index.find(ref_or_id)
         if record is None:
             return
@@ -233,6 +278,7 @@ class ImageStore:
 
     async def collect(self) -> None:
         """Remove all that nothing refers to; to be awaited once after recovery."""
+        self._notice()
         for record in self._index.records():
             if record.removed and not self._holds.get(record.id):
                 self._index.delete(record.id)

@@ -95,7 +95,13 @@ class Runtime:
         try:
             if cgroup:
                 await asyncio.to_thread(self._cgroups.create, cgroup)
-            facts = await self._spawn(spec.id, folder, message)
+            try:
+                facts = await self._spawn(spec.id, folder, message)
+            except NotFound:
+                if (folder / "sock").exists():
+                    raise
+                # The spawner was killed with our request in its hands: no supervisor came of it.
+                facts = await self._spawn(spec.id, folder, message)
         except BaseException:
             await self._abandon(spec.id)
             raise
@@ -103,6 +109,7 @@ class Runtime:
 
     async def _spawn(self, sandbox_id: str, folder: Path, message: dict[str, Any]) -> SandboxFacts:
         ours, theirs = socket.socketpair()
+        self._stopping.add(sandbox_id)
         link = self._adopt(sandbox_id, ours)
         answer = link.expect()
         try:
@@ -113,6 +120,8 @@ class Runtime:
             value, _ = await answer
         except StartFailed as exc:
             raise from_errno(exc.errno or errno.EIO, f"create sandbox {sandbox_id}", exc.message) from exc
+        finally:
+            self._stopping.discard(sandbox_id)
         return self._sandbox_facts(sandbox_id, value)
 
     async def _abandon(self, sandbox_id: str) -> None:

@@ -144,9 +144,8 @@ class Container:
         """Something from the init: ready, an error, or the end of the socket (exec, or death)."""
         if self._control is None:
             return
-        data, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
-        if data:
-            value = wire.decode(data)
+        value, fds = wire.receive_packet(self._control)
+        if value is not None:
             if "errno" in value:
                 self._error = value
             elif self._creating is not None:

@@ -90,9 +90,8 @@ class Execution:
             self.kill(signal.SIGKILL)
 
     def _told(self, _events: int) -> None:
-        data, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
-        if data:
-            value = wire.decode(data)
+        value, fds = wire.receive_packet(self._control)
+        if value is not None:
             if "errno" in value:
                 self._error = value
             for fd in fds:

@@ -79,7 +79,9 @@ def _user(word: bytes, passwd: bytes) -> tuple[int, int, bytes, bytes]:
         if (wanted is None and login == word) or (wanted is not None and int(uid) == wanted):
             return number(uid), number(gid), login, home
     if wanted is None:
-        raise from_errno(errno.ESRCH, f"unable to find user {word[:64].decode(errors='replace')} in the image")
+        raise from_errno(
+            errno.ESRCH, f"unable to find user {word[:64].decode(errors='replace')} in the image"
+        )
     return wanted, 0, b"", b""
 
 

@@ -129,9 +129,7 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
     step.name = "mount"
     pts = rootfs.build(root, plan, sources)
     step.name = "user"
-    who = identity.resolve(
-        spec["user"], rooted.read(root, b"/etc/passwd"), rooted.read(root, b"/etc/group")
-    )
+    who = identity.resolve(spec["user"], rooted.read(root, b"/etc/passwd"), rooted.read(root, b"/etc/group"))
     step.name = "cwd"
     _make_cwd(root, spec["cwd"])
     step.name = "terminal"

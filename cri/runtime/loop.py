@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MAX_FAILURES = 3
 IN, OUT = select.POLLIN, select.POLLOUT
 
 
@@ -47,12 +49,23 @@ class Loop:
         self.watch(read, woken)
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Until `stop`. A callback that raises is reported and called again: one bad message must not take
+        the whole pod down. A descriptor whose callback raises three times in a row is watched no longer.
+        """
+        failures: dict[int, int] = {}
         while self._running:
             for fd, events in self._poll.poll():
                 callback = self._callbacks.get(fd)
-                if callback is not None:
+                if callback is None:
+                    continue
+                try:
                     callback(events)
+                    failures.pop(fd, None)
+                except Exception:
+                    sys.excepthook(*sys.exc_info())
+                    failures[fd] = failures.get(fd, 0) + 1
+                    if failures[fd] >= _MAX_FAILURES:
+                        self.forget(fd)
 
     def stop(self) -> None:
         """Return from `run` after this round."""

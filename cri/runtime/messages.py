@@ -129,7 +129,15 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         raise from_errno(errno.EOPNOTSUPP, f"AppArmor profile {spec.apparmor_profile!r}")
     if len(spec.seccomp) % 8:
         raise InputError("seccomp program is not a whole number of instructions")
-    mode = "target" if spec.target_container else "host" if spec.host_pid else "pod" if share_pid else "container"
+    mode = (
+        "target"
+        if spec.target_container
+        else "host"
+        if spec.host_pid
+        else "pod"
+        if share_pid
+        else "container"
+    )
     kept = capability_mask(spec.capabilities) & places.held_capabilities
     return {
         "id": spec.id,

@@ -56,7 +56,9 @@ def _clone(path: bytes, *, recursive: bool) -> int:
 
 def _bind_source(mount: dict[str, Any]) -> int:
     fd = _clone(mount["source"], recursive=True)
-    flags = sum(bit for name, bit in (("nosuid", NOSUID), ("nodev", NODEV), ("noexec", NOEXEC)) if mount[name])
+    flags = sum(
+        bit for name, bit in (("nosuid", NOSUID), ("nodev", NODEV), ("noexec", NOEXEC)) if mount[name]
+    )
     try:
         if mount["readonly"]:
             syscalls.mount_setattr(fd, set=flags | RDONLY, recursive=mount["recursive_readonly"])
@@ -118,7 +120,10 @@ def build(root: int, plan: dict[str, Any], sources: Sources) -> int:
     null = os.open(b"null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev)
     _sys(root, plan, sources)
     for mount in plan["tmpfs"]:
-        options = ((b"mode", b"%o" % mount["mode"]), *(((b"size", b"%d" % mount["size"]),) if mount["size"] else ()))
+        options = (
+            (b"mode", b"%o" % mount["mode"]),
+            *(((b"size", b"%d" % mount["size"]),) if mount["size"] else ()),
+        )
         fd = syscalls.new_mount(b"tmpfs", options, attributes=NOSUID | NODEV)
         _move(root, fd, mount["target"])
     for mount, fd in zip(plan["mounts"], sources.binds, strict=True):

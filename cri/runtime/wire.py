@@ -203,3 +203,13 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 def send_packet(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:
     """Send one message as one packet of a SOCK_SEQPACKET socket (small messages only)."""
     socket.send_fds(sock, [encode(value)], fds)
+
+
+def receive_packet(sock: socket.socket) -> tuple[Any, list[int]]:
+    """One packet of a SOCK_SEQPACKET socket as (value, descriptors); (None, []) when the other end is closed."""
+    try:
+        data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # The peer ended with a message of ours unread. That is told once, before what it had still sent.
+        data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+    return (decode(data), fds) if data else (None, [])

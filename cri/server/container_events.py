@@ -25,7 +25,9 @@ _LOST = "the pod's supervisor has died"
 _LOST_CODE = 137
 
 
-def get_container_events(core: Core, request: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
+def get_container_events(
+    core: Core, request: pb.GetEventsRequest
+) -> AsyncIterator[pb.ContainerEventResponse]:
     """Stream every event from now on."""
     return core.events.subscribe()
 

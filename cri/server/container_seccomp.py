@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 
-from cri.runtime.security import CAPABILITIES, capabilities
+from cri.runtime import seccomp
+from cri.runtime.security import capabilities
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -32,19 +32,10 @@ def seccomp_filter(security: pb.LinuxContainerSecurityContext, *, root: Path) ->
     asked = security.capabilities
     held = capabilities(add=asked.add_capabilities, drop=asked.drop_capabilities)
     if kind == pb.SecurityProfile.RuntimeDefault:
-        return _default(held)
+        return seccomp.compile_default(capabilities=held)
     if kind == pb.SecurityProfile.Localhost:
-        from cri.runtime import seccomp
-
         return seccomp.compile_profile(read_profile(security.seccomp.localhost_ref, root), capabilities=held)
     raise InputError(f"seccomp profile type {kind} is not known")
-
-
-@lru_cache(maxsize=32)
-def _default(held: tuple[str, ...]) -> bytes:
-    from cri.runtime import seccomp
-
-    return seccomp.compile_default(capabilities=held or CAPABILITIES[:0])
 
 
 def read_profile(name: str, root: Path) -> bytes:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from contextlib import suppress
 from typing import Any
 
 from cri.runtime.client import Runtime
 from cri.state.store import Store, UnknownId
-from cri.streaming import channels, http
+from cri.streaming import channels, http, portforward, spdy_streams, ws_streams
+from cri.streaming.duplex import Duplex, Plain, Tunnel
 from cri.streaming.session import ClientGone, CommandStreams, attach_session, exec_session
 from cri.streaming.tokens import Tokens
-from cri.streaming.ws_streams import WebSocketStreams, handshake
+from host import netns
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -86,25 +88,57 @@ class StreamServer:
         asked = self._tokens.consume(token) if action in _ACTIONS else None
         if asked is None or not isinstance(asked, _ACTIONS[action]):
             await _answer(writer, 404, "no such stream: its address is used up or too old")
-        elif request.upgrades_to("websocket"):
-            await self._serve_websocket(request, asked, reader, writer)
-        else:
-            await _answer(writer, 400, "ask for an upgrade to websocket")
-
-    async def _serve_websocket(
-        self, request: http.Request, asked: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+            return
         try:
-            protocol, accepted = handshake(request)
+            await self._upgrade(request, asked, reader, writer)
         except http.BadRequest as exc:
             await _answer(writer, 400, str(exc))
+
+    async def _upgrade(
+        self, request: http.Request, asked: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Go on in the protocol the client asks for.
+
+        Raises:
+            BadRequest: it asks for none that we speak; nothing has been answered then.
+        """
+        plain, forward = Plain(reader, writer), isinstance(asked, pb.PortForwardRequest)
+        if request.upgrades_to("spdy/3.1"):
+            known = portforward.PROTOCOLS if forward else spdy_streams.PROTOCOLS
+            protocol, accepted = spdy_streams.handshake(request, known)
+            await plain.write(accepted)
+            if forward:
+                await self._run_forward(asked, plain)
+                return
+            streams = spdy_streams.SpdyStreams(plain, protocol)
+            await streams.open(spdy_streams.expected(asked, protocol))
+            await self._run_command(asked, streams)
+        elif request.upgrades_to("websocket") and forward:
+            await plain.write(ws_streams.tunnel_handshake(request))
+            await self._run_forward(asked, Tunnel(plain))
+        elif request.upgrades_to("websocket"):
+            chosen, accepted = ws_streams.handshake(request)
+            await plain.write(accepted)
+            web = ws_streams.WebSocketStreams(reader, writer, chosen)
+            await web.greet(
+                channels.STDOUT if asked.stdout else channels.STDERR if asked.stderr else channels.ERROR
+            )
+            await self._run_command(asked, web)
+        else:
+            raise http.BadRequest("ask for an upgrade to websocket or SPDY/3.1")
+
+    async def _run_forward(self, asked: pb.PortForwardRequest, duplex: Duplex) -> None:
+        try:
+            path = self._store.sandbox(asked.pod_sandbox_id).record.netns
+        except (UnknownId, InputError):
             return
-        writer.write(accepted)
-        streams = WebSocketStreams(reader, writer, protocol)
-        await streams.greet(
-            channels.STDOUT if asked.stdout else channels.STDERR if asked.stderr else channels.ERROR
-        )
-        await self._run_command(asked, streams)
+
+        def open_socket(family: int) -> socket.socket:
+            if path:
+                return netns.open_socket(path, family, socket.SOCK_STREAM)
+            return socket.socket(family, socket.SOCK_STREAM)
+
+        await portforward.PortForward(duplex, open_socket).run()
 
     async def _run_command(self, asked: pb.ExecRequest | pb.AttachRequest, streams: CommandStreams) -> None:
         try:

@@ -4,15 +4,14 @@ It is a list of words, each with its length before it as a 32-bit number, and a 
 """
 
 _WORDS = (
-    "options head post put delete trace accept accept-charset accept-encoding accept-language accept-ranges age "
-    "allow authorization cache-control connection content-base content-encoding content-language content-length "
-    "content-location content-md5 content-range content-type date etag expect expires from host if-match "
-    "if-modified-since if-none-match if-range if-unmodified-since last-modified location max-forwards pragma "
-    "proxy-authenticate proxy-authorization range referer retry-after server te trailer transfer-encoding "
-    "upgrade user-agent vary via warning www-authenticate method get status"
-).split()
-_SENTENCES = ("200 OK",)
-_MORE_WORDS = "version HTTP/1.1 url public set-cookie keep-alive origin".split()
+    "options/head/post/put/delete/trace/accept/accept-charset/accept-encoding/accept-language/accept-ranges/"
+    "age/allow/authorization/cache-control/connection/content-base/content-encoding/content-language/"
+    "content-length/content-location/content-md5/content-range/content-type/date/etag/expect/expires/from/"
+    "host/if-match/if-modified-since/if-none-match/if-range/if-unmodified-since/last-modified/location/"
+    "max-forwards/pragma/proxy-authenticate/proxy-authorization/range/referer/retry-after/server/te/trailer/"
+    "transfer-encoding/upgrade/user-agent/vary/via/warning/www-authenticate/method/get/status/200 OK/version/"
+    "HTTP|1.1/url/public/set-cookie/keep-alive/origin"
+)
 _TAIL = (
     "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505"
     "203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized"
@@ -23,8 +22,10 @@ _TAIL = (
 )
 
 
-def _sized(words: tuple[str, ...] | list[str]) -> bytes:
-    return b"".join(len(word).to_bytes(4, "big") + word.encode() for word in words)
+def _split(words: str) -> list[str]:
+    return [word.replace("|", "/") for word in words.split("/")]
 
 
-DICTIONARY = _sized(_WORDS) + _sized(_SENTENCES) + _sized(_MORE_WORDS) + _TAIL.encode()
+DICTIONARY = (
+    b"".join(len(word).to_bytes(4, "big") + word.encode() for word in _split(_WORDS)) + _TAIL.encode()
+)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from cri.streaming import channels, websocket
 from cri.streaming.channels import Outcome
+from cri.streaming.duplex import TUNNEL
 from cri.streaming.http import BadRequest, Request, render_answer
 from cri.streaming.session import ClientGone
 
@@ -25,10 +26,26 @@ def handshake(request: Request) -> tuple[channels.Protocol, bytes]:
     protocol = channels.choose(request.words("sec-websocket-protocol"))
     if protocol is None:
         raise BadRequest("no known subprotocol; use v5.channel.k8s.io or v4.channel.k8s.io")
+    return protocol, _accept(key, protocol.name)
+
+
+def tunnel_handshake(request: Request) -> bytes:
+    """The bytes that accept a WebSocket with SPDY inside, for port-forward.
+
+    Raises:
+        BadRequest: not a WebSocket handshake, or not with this subprotocol.
+    """
+    key = websocket.accept_key(request)
+    if TUNNEL not in request.words("sec-websocket-protocol"):
+        raise BadRequest(f"port-forward needs the subprotocol {TUNNEL}")
+    return _accept(key, TUNNEL)
+
+
+def _accept(key: str, protocol: str) -> bytes:
     headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", key)]
-    if protocol.name:
-        headers.append(("Sec-WebSocket-Protocol", protocol.name))
-    return protocol, render_answer(101, headers)
+    if protocol:
+        headers.append(("Sec-WebSocket-Protocol", protocol))
+    return render_answer(101, headers)
 
 
 class WebSocketStreams:

@@ -61,22 +61,19 @@ def connect(space: str, address: tuple[str, int], *, timeout: float | None = 5.0
 
 
 class Api:
-    """Requests as one user; one connection, so use one object a thread (`clone`).
+    """Requests as one user, from one thread.
 
     Args:
         space: path of the network namespace to connect from.
         kubeconfig: file with embedded certificates, as kubeadm writes it.
+        keep: use one connection for all requests, until `close`; else each opens and closes its own.
     """
 
-    def __init__(self, space: str, kubeconfig: Path) -> None:
+    def __init__(self, space: str, kubeconfig: Path, *, keep: bool = False) -> None:
         self._space = space
-        self._kubeconfig = kubeconfig
+        self._keep = keep
         self._context = _tls_context(kubeconfig)
         self._connection: _Connection | None = None
-
-    def clone(self) -> Api:
-        """The same user over another connection."""
-        return Api(self._space, self._kubeconfig)
 
     def close(self) -> None:
         """Close the connection; the next request opens a new one."""
@@ -105,6 +102,8 @@ class Api:
         except (OSError, http.client.HTTPException):
             self.close()
             raise
+        if not self._keep:
+            self.close()
         if answer.status >= 400:
             raise ApiError(f"{method} {path}", answer.status, content[:300].decode(errors="replace"))
         try:

@@ -177,9 +177,9 @@ def services(lab: Layout) -> Sequence[Service]:
     return (_registry(lab), _etcd(lab), _apiserver(lab), _controller_manager(lab), _scheduler(lab))
 
 
-def admin(lab: Layout, machine: Machine) -> Api:
-    """A client with all rights."""
-    return Api(machine.netns, lab.kubeconfigs / "super-admin.conf")
+def admin(lab: Layout, machine: Machine, *, keep: bool = False) -> Api:
+    """A client with all rights (see `Api`)."""
+    return Api(machine.netns, lab.kubeconfigs / "super-admin.conf", keep=keep)
 
 
 def ensure(lab: Layout, records: Records, machine: Machine) -> Api:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.labkit import binaries, cgroups, controlplane, machines, nodes, processes, stocknode, versions
-from deploy.labkit.api import Api, wait_for
+from deploy.labkit.api import Api, ApiError, wait_for
 from deploy.labkit.errors import LabError
 from deploy.labkit.layout import CONTROL, CONTROL_ADDRESS, SWITCH, Layout, Node
 from deploy.labkit.machines import Machine
@@ -74,9 +74,9 @@ class Lab:
             raise LabError(f"{name} of lab {self.layout.name} is not running; it has {there}; run: lab up")
         return found
 
-    def api(self) -> Api:
-        """A client of the apiserver with all rights."""
-        return controlplane.admin(self.layout, self.machine(CONTROL))
+    def api(self, *, keep: bool = False) -> Api:
+        """A client of the apiserver with all rights (see `Api`)."""
+        return controlplane.admin(self.layout, self.machine(CONTROL), keep=keep)
 
     def kubectl_command(
         self, arguments: Sequence[str], *, user: str = "admin"
@@ -168,8 +168,23 @@ class Lab:
                 self._fail_if_ended(waiting[name])
             return not waiting
 
-        with self.progress.step(f"nodes {' '.join(waiting)}".rstrip()):
-            wait_for(f"nodes {', '.join(waiting)} Ready", look, seconds=seconds)
+        if not waiting:
+            return
+        with self.progress.step(f"nodes {' '.join(waiting)}"):
+            try:
+                wait_for("all nodes Ready", look, seconds=seconds)
+            except LabError as exc:
+                reasons = "; ".join(self._reason(api, name) for name in waiting)
+                raise LabError(f"{exc}: {reasons}") from exc
+
+    def _reason(self, api: Api, name: str) -> str:
+        """Why a node is not Ready, in its own words."""
+        try:
+            conditions = api.get(f"/api/v1/nodes/{name}")["status"].get("conditions", [])
+        except ApiError:
+            return f"{name} did not register (see: lab logs {name})"
+        words = [entry.get("message", "") for entry in conditions if entry["type"] == "Ready"]
+        return f"{name}: {' '.join(words) or 'says nothing'} (see: lab logs {name})"
 
     def _fail_if_ended(self, node: Node) -> None:
         for service in nodes.services(self.layout, node):

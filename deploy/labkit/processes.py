@@ -132,11 +132,11 @@ def start(
         raise LabError(f"{program} on {machine} did not start; see {log}")
     found = Program(pid=process.pid, started=started, argv=tuple(argv))
     records.write(machine, program, found)
+    _children[process.pid] = process
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         process.stdin.write(b"go\n")
         process.stdin.close()
-    _children[process.pid] = process
     return found
 
 
@@ -146,11 +146,12 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 def stop(program: Program | None, *, grace: float = 10.0) -> None:
     """End a program by TERM, then KILL; returns when it is gone. One that is gone already is fine."""
-    if program is None or not alive(program):
+    if program is None:
         return
     try:
         handle = os.pidfd_open(program.pid)
     except ProcessLookupError:
+        _reap(program.pid)
         return
     try:
         if not alive(program):
@@ -164,9 +165,13 @@ def stop(program: Program | None, *, grace: float = 10.0) -> None:
             raise LabError(f"process {program.pid} ({program.argv[0]}) does not end; see /proc/{program.pid}")
     finally:
         os.close(handle)
-        child = _children.pop(program.pid, None)
-        if child is not None:
-            child.wait(timeout=10)
+        _reap(program.pid)
+
+
+def _reap(pid: int) -> None:
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        del _children[pid]
 
 
 def run(argv: Sequence[str], *, input: str = "", timeout: float = 60.0, check: bool = True) -> str:

@@ -28,10 +28,9 @@ class Service:
 def ensure_service(lab: Layout, records: Records, machine: Machine, service: Service) -> bool:
     """Start a program unless it runs already with these arguments; whether it was started now."""
     running = records.read(machine.name, service.name)
-    if processes.alive(running):
-        if running is not None and running.argv == service.argv:
-            return False
-        processes.stop(running)
+    if running is not None and running.argv == service.argv and processes.alive(running):
+        return False
+    processes.stop(running)
     processes.start(
         records,
         machine.name,

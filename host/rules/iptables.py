@@ -24,6 +24,7 @@ Tables = dict[str, dict[str, list[str]]]
 _PREFIX: Mapping[Family, str] = {4: "iptables", 6: "ip6tables"}
 _LOCK_SECONDS = "30"  # how long to wait for another program's xtables lock (legacy back end only)
 _MAX_COMMENT = 255  # XT_MAX_COMMENT_LEN of linux/netfilter/xt_comment.h, less the NUL
+_NOT_PLAIN = re.compile(r"""[^ -~]|["'\\]""")
 _CHAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,27}")  # XT_EXTENSION_MAXNAMELEN less the NUL
 
 
@@ -81,8 +82,7 @@ def target_of(rule: str) -> str:
 
 def quote(comment: str) -> str:
     """A comment as one quoted word: printable ASCII, at most 255 bytes, no quotes or backslashes."""
-    plain = "".join(c if " " <= c <= "~" and c not in "\"'\\" else "?" for c in comment)
-    return f'"{plain[:_MAX_COMMENT]}"'
+    return f'"{_NOT_PLAIN.sub("?", comment)[:_MAX_COMMENT]}"'
 
 
 def chain_name(name: str) -> str:

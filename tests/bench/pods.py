@@ -97,7 +97,7 @@ class PodBench:
     """One run over both nodes."""
 
     def __init__(self, lab: Lab, *, ours: str, stock: str, say: Callable[[str], None]) -> None:
-        self._api = lab.api()
+        self._api = lab.api(keep=True)
         self._watcher = Watcher(lab.api())
         self._nodes = (ours, stock)
         self._say = say
@@ -116,6 +116,7 @@ class PodBench:
         self._say(f"{AT_ONCE} pods at once on each node")
         many = {node: self._burst(node) for node in self._nodes}
         self._api.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}")
+        self._api.close()
         return [*self._single(single), *self._many(many)]
 
     def _make_namespace(self) -> None:

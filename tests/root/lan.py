@@ -57,6 +57,15 @@ class Lan:
         self.nodes.append(node)
         return node
 
+    def narrow(self, node: Machine, mtu: int) -> None:
+        """Let the switch drop, silently, what is larger than `mtu` on its way to a node."""
+
+        def shrink() -> None:
+            with Netlink() as netlink:
+                netlink.execute(rtnl.set_link(f"port{node.number}", mtu=mtu))
+
+        netns.run_in(self.switch, shrink)
+
 
 def _make_switch() -> None:
     with Netlink() as netlink:
@@ -93,7 +102,12 @@ class Machine:
         path = self._make(f"{self.name}-{name}")
         result = self.run(
             lambda: entry.execute(
-                "ADD", config=self.config(**more), container_id=name, netns=str(path), ifname="eth0"
+                "ADD",
+                config=self.config(**more),
+                container_id=name,
+                netns=str(path),
+                ifname="eth0",
+                args={"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": name},
             )
         )
         return path, result["ips"][0]["address"].split("/")[0]

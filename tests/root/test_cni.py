@@ -75,7 +75,7 @@ def test_what_the_kernel_shows(node: Machine) -> None:
         port = netlink.get_link(host_name(Attachment("p1", "eth0")))
         assert (bridge.mac, bridge.mtu, bridge.up) == ("0a:58:0a:f4:01:01", 1450, True)
         assert (port.master, port.mtu, port.hairpin) == (bridge.index, 1450, True)
-        assert port.alias == f"nodelet p1/eth0 {ip}"
+        assert port.alias == f"nodelet p1/eth0 {ip} default/p1"
     with Netlink(pod) as netlink:
         eth0 = netlink.get_link("eth0")
         assert (eth0.mac, eth0.mtu, eth0.up) == ("0a:58:0a:f4:01:02", 1450, True)

@@ -100,7 +100,7 @@ async def test_the_configuration_reaches_the_container(node: CriNode, tmp_path: 
         "1000",
         envs=[pb.KeyValue(key="COLOUR", value=b"red")],
         mounts=[pb.Mount(container_path="/host", host_path=str(tmp_path), readonly=True)],
-        working_dir="/work",
+        working_dir="/tmp",
         linux=linux,
     )
 
@@ -110,7 +110,7 @@ async def test_the_configuration_reaches_the_container(node: CriNode, tmp_path: 
 
     assert await inside("id -u; id -g; id -G") == "8\n9\n9 50 77"
     assert await inside("echo $COLOUR $FROM") == "red image"
-    assert await inside("pwd") == "/work"
+    assert await inside("pwd") == "/tmp"
     assert await inside("cat /host/file") == "from the host"
     assert "Read-only" in await inside("echo x >/host/file; echo x >/made")
     assert (

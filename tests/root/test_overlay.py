@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from lan import Lan, Machine, ping, udp_source
 from agent.api.structs import Node, NodeSpec, ObjectMeta
 from agent.overlay.component import Overlay
 from agent.overlay.kernel import NetlinkKernel
+from agent.overlay.mtu import IcmpEcho, find_narrow
+from agent.overlay.reset import reset
 from agent.overlay.settings import OverlaySettings
 from cni import vxlan
-from host import netns, rtnl
+from host import netns, processes, rtnl
 from host.netlink import Netlink
 
 
@@ -143,6 +146,13 @@ def test_node_that_leaves_takes_its_entries_along(lan: Lan, tmp_path: Path) -> N
         assert netlink.fdb(device) == []
 
 
+def test_device_as_ip_link_shows_it(lan: Lan, tmp_path: Path) -> None:
+    Cluster(lan, tmp_path).sync()
+    shown = lan.nodes[0].run(lambda: processes.run(["ip", "-d", "link", "show", "flannel.1"]).stdout.decode())
+    assert "vxlan id 1 local 192.0.2.11 dev eth0 srcport 0 0 dstport 8472 nolearning" in shown
+    assert "mtu 1450" in shown
+
+
 def test_device_of_another_kind_is_replaced(lan: Lan, tmp_path: Path) -> None:
     one = lan.nodes[0]
     with Netlink(one.netns) as netlink:
@@ -161,8 +171,6 @@ def test_changed_port_replaces_the_device(lan: Lan, tmp_path: Path) -> None:
 
 
 def test_rules_come_back_after_a_flush(lan: Lan, tmp_path: Path) -> None:
-    from host import processes
-
     cluster = Cluster(lan, tmp_path)
     cluster.sync()
     one = lan.nodes[0]
@@ -185,3 +193,47 @@ def test_work_inside_a_namespace_leaves_the_caller_where_it_was(new_netns: Calla
     path, before = new_netns("n"), netns.identity()
     assert netns.run_in(path, netns.identity) == netns.identity(path)
     assert netns.identity() == before
+
+
+def test_narrow_path_is_noticed(new_netns: Callable[[str], Path], tmp_path: Path) -> None:
+    lan = Lan(new_netns, tmp_path)
+    one, good, narrow = lan.add_node(), lan.add_node(), lan.add_node()
+    lan.narrow(narrow, 1400)
+    peers = {machine.name: ipaddress.ip_address(machine.ip) for machine in (good, narrow)}
+
+    async def probe() -> dict[str, str]:
+        with IcmpEcho() as echo:
+            return await find_narrow(peers, 1500, echo)
+
+    assert list(one.run(lambda: asyncio.run(probe()))) == [narrow.name]
+
+
+def test_reset_leaves_the_node_as_it_was(lan: Lan, tmp_path: Path) -> None:
+    one = lan.nodes[0]
+
+    def shown() -> tuple[list[str], list[rtnl.Route], list[str]]:
+        with Netlink() as netlink:
+            links, routes = [link.name for link in netlink.links()], netlink.routes()
+        return links, routes, _plain(processes.run(["iptables-save"]).stdout.decode())
+
+    before = one.run(shown)
+    Cluster(lan, tmp_path).sync()
+    one.add_pod(
+        "p1", runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
+    )
+    assert one.run(shown) != before
+    settings = OverlaySettings(conf_dir=str(one.state / "net.d"), state_dir=str(one.state))
+    assert one.run(lambda: reset(settings))
+    assert one.run(shown) == before
+    assert one.run(lambda: reset(settings)) == []
+
+
+def test_strict_reverse_path_filter_does_not_cut_nodes_off(lan: Lan, tmp_path: Path) -> None:
+    def strict() -> None:
+        Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("1")
+
+    for machine in lan.nodes:
+        machine.run(strict)
+    Cluster(lan, tmp_path).sync()
+    pod, _ = lan.nodes[0].add_pod("p1")
+    assert ping(pod, lan.nodes[1].ip)

@@ -41,7 +41,12 @@ async def kit(node: CriNode, tmp_path: Path) -> AsyncIterator[Node]:
 
 
 def shell(script: str, **changes: Any) -> Any:
-    container = {"name": "app", "image": BUSYBOX, "command": ["sh", "-c", script], "imagePullPolicy": "IfNotPresent"}
+    container = {
+        "name": "app",
+        "image": BUSYBOX,
+        "command": ["sh", "-c", script],
+        "imagePullPolicy": "IfNotPresent",
+    }
     return make_pod(**{**changes, "spec": {"containers": [container], **changes.get("spec", {})}})
 
 

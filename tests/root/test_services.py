@@ -92,8 +92,8 @@ class Cluster:
         self.client, self.client_ip = self.node.add_pod("client")
         for here, there in ((self.node, self.neighbour), (self.neighbour, self.node)):
             self._ip(here, "route", "add", there.pod_cidr, "via", there.ip)
-        # Without a real router behind it, node1 would send redirects back, which use up the same rate limit as
-        # the answer of REJECT.
+        # Without a real router behind it, node1 would send redirects back, which use up the same rate limit
+        # as the answer of REJECT.
         for device in ("all", "eth0"):
             setting = Path(f"/proc/sys/net/ipv4/conf/{device}/send_redirects")
             self.node.run(lambda setting=setting: setting.write_text("0"))

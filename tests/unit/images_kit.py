@@ -5,6 +5,7 @@ Not for: tests of other areas.
 
 import gzip
 import hashlib
+import io
 import json
 import struct
 import sys
@@ -91,11 +92,10 @@ class Bytes:
     """A tarstream.Source over bytes."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self.file = io.BytesIO(data)
 
     def read(self, count: int) -> bytes:
-        taken, self.data = self.data[:count], self.data[count:]
-        return taken
+        return self.file.read(count)
 
     def pieces(self, count: int) -> Iterable[memoryview]:
         data = self.read(count)
@@ -120,9 +120,7 @@ def apply(tmp_path: Path, data: bytes, *parents: Path, name: str = "layer") -> T
     (work / "trash").mkdir()
     roots = [RootDir(path) for path in (work / "diff", work / "trash", *parents)]
     try:
-        applier = Applier(
-            roots[0], roots[1], roots[2:], overlay_prefix="user.overlay.", privileged=False
-        )
+        applier = Applier(roots[0], roots[1], roots[2:], overlay_prefix="user.overlay.", privileged=False)
         applied = applier.apply(TarStream(Bytes(data)))
     finally:
         for root in roots:

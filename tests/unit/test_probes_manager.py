@@ -205,3 +205,13 @@ async def test_adding_twice_probes_once(node: Node) -> None:
     await node.clock.advance(0)
     assert node.times("live") == [0]
     assert node.manager.states("c1") == {Kind.LIVENESS: True}
+
+
+async def test_a_container_that_never_started_before_the_restart_is_still_killed(node: Node) -> None:
+    node.codes["start"] = 1
+    container = Container(name="c", startup_probe=probe("start", period_seconds=1, failure_threshold=2))
+    node.add(container, known={Kind.STARTUP: False})
+    assert node.manager.alive("c1")
+    await node.clock.advance(5)
+    assert not node.manager.alive("c1")
+    assert [result.ok for result in node.results] == [False]

@@ -43,3 +43,8 @@ def test_outcomes_decide(kind: Kind, outcomes: str, success: int, failure: int, 
 def test_a_known_state_survives_until_outcomes_contradict_it() -> None:
     assert play(Kind.READINESS, "fff", known=True) == "++-"
     assert play(Kind.READINESS, "?s", known=False) == "-+"
+
+
+def test_what_would_have_killed_is_measured_anew() -> None:
+    assert play(Kind.STARTUP, "fff", known=False) == "(-)(-)-"
+    assert play(Kind.LIVENESS, "fff", known=False) == "(+)(+)-"

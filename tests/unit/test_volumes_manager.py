@@ -1,13 +1,13 @@
-"""Volumes of a pod without root: a mount table that is a list, API objects that are in dicts."""
+"""Volumes of a pod: what follows the API, how containers mount it, and how all goes away."""
 
 import asyncio
 import base64
-import os
-import socket
+import itertools
 import stat
 from pathlib import Path
 
 import pytest
+from volume_kit import Node, fails, pod, texts
 
 from agent.api.structs import (
     ConfigMap,
@@ -20,227 +20,22 @@ from agent.api.structs import (
     HostPathVolumeSource,
     KeyToPath,
     ObjectFieldSelector,
-    ObjectMeta,
     Pod,
-    PodSpec,
     ProjectedVolumeSource,
-    ResourceFieldSelector,
-    ResourceRequirements,
     Secret,
     SecretVolumeSource,
     ServiceAccountTokenProjection,
-    TokenRequest,
-    TokenRequestStatus,
     Volume,
     VolumeMount,
     VolumeProjection,
 )
-from agent.api.times import format_time
-from agent.volumes.base import Unready
-from agent.volumes.downward_api import field_text, resource_text
-from agent.volumes.empty_dir import memory_size
-from agent.volumes.manager import Mount, VolumeError, VolumeManager
-from agent.volumes.mounts import mount_points
-from host.clocks import FakeClock
-from host.errors import Busy
-
-
-class FakeMounter:
-    """A mount table in memory: remembers, refuses what is not mounted, and can be told to be busy."""
-
-    def __init__(self) -> None:
-        self.table: list[tuple[Path, str]] = []
-        self.busy: set[Path] = set()
-
-    def tmpfs(self, path: Path, *, mode: int, size: int | None = None) -> None:
-        assert path.is_dir()
-        self.table.append((path, f"tmpfs size={size}"))
-
-    def bind(self, fd: int, target: Path) -> None:
-        assert target.exists()
-        self.table.append((target, os.readlink(f"/proc/self/fd/{fd}")))
-
-    def unmount(self, path: Path, *, lazy: bool = False) -> None:
-        if path in self.busy:
-            raise Busy(16, f"umount {path}")
-        self.table = [entry for entry in self.table if entry[0] != path]
-
-    def is_mounted(self, path: Path) -> bool:
-        return any(entry[0] == path for entry in self.table)
-
-    def below(self, path: Path) -> list[Path]:
-        return [entry[0] for entry in reversed(self.table) if path in (entry[0], *entry[0].parents)]
-
-
-class FakeApi:
-    """Sources in dicts, and a token that says how often it was asked for."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.config_maps: dict[str, ConfigMap] = {}
-        self.secrets: dict[str, Secret] = {}
-        self.requests: list[TokenRequest] = []
-        self.down = False
-
-    async def get_config_map(self, namespace: str, name: str) -> ConfigMap | None:
-        return self.config_maps.get(f"{namespace}/{name}")
-
-    async def get_secret(self, namespace: str, name: str) -> Secret | None:
-        return self.secrets.get(f"{namespace}/{name}")
-
-    async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
-        if self.down:
-            raise ConnectionError("apiserver is down")
-        self.requests.append(request)
-        seconds = request.spec.expiration_seconds or 0
-        return TokenRequest(
-            spec=request.spec,
-            status=TokenRequestStatus(
-                token=f"token{len(self.requests)}-{service_account}",
-                expiration_timestamp=format_time(self.clock.now() + seconds),
-            ),
-        )
-
-
-class Node:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.clock = FakeClock()
-        self.api = FakeApi(self.clock)
-        self.mounter = FakeMounter()
-        self.manager = VolumeManager(
-            root=root / "kubelet",
-            sources=self.api,
-            clock=self.clock,
-            allocatable=lambda: {"memory": "1Gi", "cpu": "2"},
-            host_root=root / "host",
-            mounter=self.mounter,
-        )
-
-    def directory(self, plugin: str, name: str) -> Path:
-        return self.root / "kubelet/pods/u1/volumes" / f"kubernetes.io~{plugin}" / name
+from agent.volumes.manager import Mount, VolumeError
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     (tmp_path / "host").mkdir()
     return Node(tmp_path)
-
-
-def pod(*volumes: Volume, containers: tuple[Container, ...] = (), **metadata: object) -> Pod:
-    return Pod(
-        metadata=ObjectMeta(name="p", namespace="ns", uid="u1", **metadata),
-        spec=PodSpec(volumes=volumes, containers=containers, service_account_name="robot"),
-    )
-
-
-def texts(directory: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in directory.iterdir() if path.is_file()}
-
-
-async def fails(node: Node, made: Pod) -> str:
-    with pytest.raises(VolumeError) as caught:
-        await node.manager.prepare(made)
-    assert caught.value.reason == "FailedMount"
-    return caught.value.message
-
-
-async def test_empty_dir_is_world_writable_and_survives_a_second_prepare(node: Node) -> None:
-    made = pod(Volume(name="scratch", empty_dir=EmptyDirVolumeSource()))
-    prepared = await node.manager.prepare(made)
-    path = prepared["scratch"].host_path
-    assert path == node.directory("empty-dir", "scratch")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o777
-    (path / "data").write_text("x")
-    os.chmod(path, 0o700)
-    assert await node.manager.prepare(made) == prepared
-    assert (path / "data").exists()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-
-
-async def test_empty_dir_in_memory_is_mounted_once(node: Node) -> None:
-    made = pod(Volume(name="mem", empty_dir=EmptyDirVolumeSource(medium="Memory", size_limit="64Mi")))
-    await node.manager.prepare(made)
-    await node.manager.prepare(made)
-    assert node.mounter.table == [(node.directory("empty-dir", "mem"), f"tmpfs size={64 << 20}")]
-
-
-@pytest.mark.parametrize(
-    ("limit", "container_limits", "allocatable", "expected"),
-    [
-        ("64Mi", (), "1Gi", 64 << 20),
-        (None, (), "1Gi", 1 << 30),
-        ("2Gi", ("256Mi", "256Mi"), "1Gi", 512 << 20),
-        ("2Gi", ("256Mi", None), "1Gi", 1 << 30),
-        (None, (), None, None),
-    ],
-)
-def test_memory_sizes(
-    limit: str | None, container_limits: tuple[str | None, ...], allocatable: str | None, expected: int | None
-) -> None:
-    containers = tuple(
-        Container(resources=ResourceRequirements(limits={"memory": one} if one else {}))
-        for one in container_limits
-    )
-    source = EmptyDirVolumeSource(medium="Memory", size_limit=limit)
-    assert memory_size(source, pod(containers=containers), allocatable) == expected
-
-
-async def test_an_unknown_medium_is_refused_by_name(node: Node) -> None:
-    made = pod(Volume(name="huge", empty_dir=EmptyDirVolumeSource(medium="HugePages")))
-    assert "emptyDir medium 'HugePages' is not supported" in await fails(node, made)
-
-
-def host_path(path: str, kind: str) -> Pod:
-    return pod(Volume(name="h", host_path=HostPathVolumeSource(path=path, type=kind)))
-
-
-async def test_host_path_makes_what_its_type_allows(node: Node) -> None:
-    await node.manager.prepare(host_path("/a/b", "DirectoryOrCreate"))
-    assert stat.S_IMODE((node.root / "host/a/b").stat().st_mode) == 0o755
-    await node.manager.prepare(host_path("/a/f", "FileOrCreate"))
-    assert stat.S_IMODE((node.root / "host/a/f").stat().st_mode) == 0o644
-    await node.manager.prepare(host_path("/a/x", ""))
-    assert (node.root / "host/a/x").is_dir()
-    prepared = await node.manager.prepare(host_path("/a/f", "File"))
-    assert prepared["h"].host_path == node.root / "host/a/f"
-
-
-@pytest.mark.parametrize(
-    ("path", "kind", "words"),
-    [
-        ("/file", "Directory", "/file is not a directory"),
-        ("/file", "DirectoryOrCreate", "/file is not a directory"),
-        ("/dir", "File", "/dir is not a file"),
-        ("/dir", "FileOrCreate", "/dir is not a file"),
-        ("/file", "Socket", "/file is not a socket file"),
-        ("/file", "CharDevice", "/file is not a character device"),
-        ("/null", "BlockDevice", "/null is not a block device"),
-        ("/missing", "Directory", "/missing is not a directory: no such file or directory"),
-        ("/missing/f", "FileOrCreate", "/missing/f: no such file or directory"),
-        ("/file", "Folder", "hostPath type 'Folder' is unknown"),
-        ("/../etc", "", "must be absolute and must not contain '..'"),
-        ("etc", "", "must be absolute"),
-    ],
-)
-async def test_host_path_of_the_wrong_type_is_named(node: Node, path: str, kind: str, words: str) -> None:
-    host = node.root / "host"
-    (host / "file").touch()
-    (host / "dir").mkdir()
-    (host / "null").symlink_to("/dev/null")
-    message = await fails(node, host_path(path, kind))
-    assert message.startswith('MountVolume.SetUp failed for volume "h" : ')
-    assert words in message
-
-
-async def test_host_path_sockets_and_devices(node: Node) -> None:
-    host = node.root / "host"
-    (host / "null").symlink_to("/dev/null")
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(host / "sock"))
-    listening.close()
-    await node.manager.prepare(host_path("/sock", "Socket"))
-    await node.manager.prepare(host_path("/null", "CharDevice"))
 
 
 async def test_config_map_volume(node: Node) -> None:
@@ -352,6 +147,12 @@ async def test_the_service_account_volume(node: Node) -> None:
     assert len(node.api.requests) == 1
 
 
+async def written(path: Path, text: str) -> None:
+    """Wait until a thread has written that text."""
+    async with asyncio.timeout(5):
+        await asyncio.to_thread(lambda: next(None for _ in itertools.count() if path.read_text() == text))
+
+
 async def test_tokens_are_renewed_at_80_percent_of_their_life(node: Node) -> None:
     node.api.config_maps["ns/kube-root-ca.crt"] = ConfigMap(data={"ca.crt": "CA"})
     prepared = await node.manager.prepare(service_account_pod(1000))
@@ -359,9 +160,7 @@ async def test_tokens_are_renewed_at_80_percent_of_their_life(node: Node) -> Non
     await node.clock.advance(780)
     assert len(node.api.requests) == 1
     await node.clock.advance(60)
-    async with asyncio.timeout(5):  # the files are written in a thread
-        while texts(prepared["api"].host_path)["token"] != "token2-robot":
-            await asyncio.sleep(0)
+    await written(prepared["api"].host_path / "token", "token2-robot")
     running.cancel()
 
 
@@ -489,58 +288,3 @@ async def test_teardown_deletes_nothing_while_a_mount_is_busy(node: Node) -> Non
 async def test_uids_that_would_leave_the_root_are_refused(node: Node, uid: str) -> None:
     with pytest.raises(VolumeError, match="not usable"):
         await node.manager.teardown(uid)
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("metadata.name", "p"),
-        ("metadata.uid", "u1"),
-        ("metadata.labels['app']", "web"),
-        ("metadata.annotations['none']", ""),
-        ("metadata.labels", 'app="web"\ntier="a\\"b\\n\\x01ü"'),
-    ],
-)
-def test_downward_fields(path: str, text: str) -> None:
-    made = pod(labels={"tier": 'a"b\n\x01ü', "app": "web"})
-    assert field_text(made, path) == text
-
-
-@pytest.mark.parametrize(
-    ("resource", "divisor", "text"),
-    [
-        ("limits.cpu", "", "1"),
-        ("limits.cpu", "1m", "500"),
-        ("limits.memory", "1Mi", "1024"),
-        ("requests.memory", "", "1000"),
-        ("requests.cpu", "1m", "0"),
-    ],
-)
-def test_downward_resources(resource: str, divisor: str, text: str) -> None:
-    resources = ResourceRequirements(limits={"cpu": "500m"}, requests={"memory": "1k"})
-    made = pod(containers=(Container(name="c", resources=resources),))
-    selector = ResourceFieldSelector(container_name="c", resource=resource, divisor=divisor)
-    assert resource_text(made, selector, {"memory": "1Gi"}) == text
-
-
-@pytest.mark.parametrize(
-    "selector",
-    [
-        ResourceFieldSelector(container_name="x", resource="limits.cpu"),
-        ResourceFieldSelector(container_name="c", resource="limits.magic"),
-        ResourceFieldSelector(container_name="c", resource="limits.cpu", divisor="z"),
-    ],
-)
-def test_downward_resources_that_are_refused(selector: ResourceFieldSelector) -> None:
-    with pytest.raises(Unready):
-        resource_text(pod(containers=(Container(name="c"),)), selector, {})
-
-
-def test_mount_points_from_mountinfo() -> None:
-    text = (
-        "36 35 98:0 / /p rw,noatime - ext3 /dev/root rw\n"
-        "37 36 0:5 / /p/a\\040b rw - tmpfs tmpfs rw\n"
-        "38 36 0:6 / /pq rw - tmpfs tmpfs rw\n"
-        "garbage\n"
-    )
-    assert mount_points(text, Path("/p")) == [Path("/p/a b"), Path("/p")]

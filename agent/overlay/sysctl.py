@@ -1,0 +1,50 @@
+"""The two switches under /proc/sys that the overlay turns, each for devices by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from host.errors import from_oserror
+
+PROC_SYS = Path("/proc/sys")
+_OFF, _STRICT, _LOOSE = 0, 1, 2  # rp_filter in the kernel's Documentation/networking/ip-sysctl.rst
+
+
+def disable_ipv6(device: str, proc_sys: Path = PROC_SYS) -> None:
+    """No IPv6 on a device: the tunnel carries IPv4 only, and needs no router solicitations to every peer."""
+    path = proc_sys / "net/ipv6/conf" / device / "disable_ipv6"
+    if path.exists():  # not in a kernel without IPv6
+        _write(path, "1")
+
+
+def loosen_reverse_path(devices: Sequence[str], proc_sys: Path = PROC_SYS) -> list[str]:
+    """Devices whose reverse path filter was strict and is loose now.
+
+    The kernel takes the larger of the values for `all` and for the device: a strict `all` is overruled by a
+    loose device, and other devices stay as strict as they were.
+    """
+    conf = proc_sys / "net/ipv4/conf"
+    changed = []
+    for device in devices:
+        path = conf / device / "rp_filter"
+        if max(_read(conf / "all" / "rp_filter"), _read(path)) == _STRICT:
+            _write(path, str(_LOOSE))
+            changed.append(device)
+    return changed
+
+
+def _read(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return _OFF
+    except OSError as exc:
+        raise from_oserror(exc, f"read {path}") from exc
+
+
+def _write(path: Path, value: str) -> None:
+    try:
+        path.write_text(value)
+    except OSError as exc:
+        raise from_oserror(exc, f"write {path}") from exc

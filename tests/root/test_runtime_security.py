@@ -1,0 +1,277 @@
+"""What a container must not be able to do: identity, privileges, filters, and hostile images."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from runtime_kit import Lab, user
+
+from cri.runtime import seccomp
+from cri.runtime.errors import StartFailed
+from cri.runtime.launch import sealed_copy
+from cri.runtime.security import DEFAULT_CAPABILITIES, capabilities, capability_mask
+from cri.runtime.spec import User
+from host.errors import HostError
+
+DEFAULT_FILTER = seccomp.compile_default(capabilities=DEFAULT_CAPABILITIES)
+
+
+@pytest.fixture
+async def pod(tmp_path: Path) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path, f"/nodelet-test-{os.getpid()}")
+    await lab.runtime.create_sandbox(lab.sandbox())
+    yield lab
+    await lab.close()
+
+
+async def refused(pod: Lab, *argv: str, **fields: object) -> str:
+    """The words with which a container is refused, at create or at start."""
+    spec = pod.container(*argv, **fields)
+    with pytest.raises(StartFailed) as caught:
+        await pod.runtime.create_container(spec)
+        await pod.runtime.start_container("pod", spec.id)
+    return str(caught.value)
+
+
+def status(lines: list[str]) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+class TestPrivileges:
+    async def test_capabilities_of_root(self, pod: Lab) -> None:
+        found = status(await pod.sh("cat /proc/self/status"))
+        mask = f"{capability_mask(DEFAULT_CAPABILITIES):016x}"
+        assert [found[name] for name in ("CapPrm", "CapEff", "CapBnd")] == [mask] * 3
+        assert [found[name] for name in ("CapInh", "CapAmb")] == ["0" * 16] * 2
+        assert (found["NoNewPrivs"], found["Seccomp"]) == ("0", "0")
+
+    async def test_capabilities_of_a_user(self, pod: Lab) -> None:
+        found = status(await pod.sh("cat /proc/self/status", user=user(uid=1000)))
+        assert [found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == ["0" * 16] * 4
+        assert found["CapBnd"] == f"{capability_mask(DEFAULT_CAPABILITIES):016x}"
+
+    async def test_ambient_capabilities(self, pod: Lab) -> None:
+        fields = {"user": user(uid=1000), "ambient_capabilities": ("NET_RAW",)}
+        found = status(await pod.sh("cat /proc/self/status", **fields))
+        assert found["CapAmb"] == found["CapEff"] == f"{1 << 13:016x}"
+
+    async def test_none_and_exec_has_the_same(self, pod: Lab) -> None:
+        fields = {"capabilities": (), "no_new_privileges": True, "seccomp": DEFAULT_FILTER}
+        spec = await pod.start("sleep", "1000", **fields)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/status"), timeout=5)
+        found = status(done.stdout.decode().splitlines())
+        assert [found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == ["0" * 16] * 5
+        assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+
+    @pytest.mark.parametrize("locked", [False, True])
+    async def test_default_filter(self, pod: Lab, locked: bool) -> None:
+        fields = {"seccomp": DEFAULT_FILTER, "no_new_privileges": locked}
+        script = "grep Seccomp: /proc/self/status; unshare -U true 2>&1; unshare -n true 2>&1; echo works"
+        lines = await pod.sh(script, **fields)
+        assert lines[0] == "Seccomp:\t2"
+        assert [line.endswith("Operation not permitted") for line in lines[1:3]] == [True, True]
+        assert lines[3] == "works"
+
+    async def test_own_profile(self, pod: Lab) -> None:
+        profile = b"""{"defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+            [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"""
+        program = seccomp.compile_profile(profile)
+        lines = await pod.sh("mkdir /tmp/x 2>&1 || echo refused", seccomp=program)
+        assert lines == ["mkdir: can't create directory '/tmp/x': No space left on device", "refused"]
+
+    async def test_masks(self, pod: Lab) -> None:
+        script = """
+            for path in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do cat $path 2>/dev/null; done
+            ls -A /sys/firmware /proc/acpi 2>/dev/null | grep -v :
+            (echo x > /proc/sys/kernel/hostname) 2>&1 | grep -c 'Read-only file system'
+            mkdir /sys/fs/cgroup/pids/x 2>&1 | grep -c 'Read-only file system'
+            grep -cE ' (/proc/bus|/proc/fs|/proc/irq|/proc/sys) ro,' /proc/self/mountinfo"""
+        facts, lines = await pod.run("sh", "-c", script)
+        assert facts.exit is not None
+        assert [line for line in lines if line] == ["1", "1", "4"]
+
+    async def test_devices_cgroup(self, pod: Lab) -> None:
+        if pod.cgroups.mode == "v2":
+            pytest.skip("kernel has no v1 devices controller mounted")
+        script = "mknod /tmp/disk b 254 0; head -c 1 /tmp/disk 2>&1 || true; head -c 2 /dev/zero | wc -c"
+        lines = await pod.sh(script)
+        assert lines == ["head: /tmp/disk: Operation not permitted", "2"]
+
+    async def test_nothing_of_the_host_stays_open(self, pod: Lab) -> None:
+        spec = await pod.start("sleep", "1000")
+        assert await pod.sh("ls /proc/self/fd | wc -l") == ["4"]
+        done = await pod.runtime.exec_sync("pod", spec.id, ("ls", "/proc/self/fd"), timeout=5)
+        assert done.stdout.split() == [b"0", b"1", b"2", b"3"]
+        mounts = await pod.sh("cat /proc/self/mountinfo")
+        roots = [line.split()[4] for line in mounts]
+        assert all(root.startswith(("/proc", "/dev", "/sys")) or root == "/" for root in roots)
+
+
+class TestIdentity:
+    @pytest.mark.parametrize(
+        ("who", "expected"),
+        [
+            (User(), "0 0 0"),
+            (User(name="bob"), "1000 1000 1000 2000"),
+            (User(name="bob:extra"), "1000 2000 2000"),
+            (User(name="1000"), "1000 1000 1000 2000"),
+            (User(name="4711"), "4711 0 0"),
+            (User(name="4711:42"), "4711 42 42"),
+            (User(name="bob", uid=5, gid=6), "5 6 6"),
+            (User(uid=1000, merge_groups=False, supplementary=(7, 8)), "1000 1000 7 8 1000"),
+            (User(name="1234567"), "1234567 0 0"),
+        ],
+    )
+    async def test_resolved(self, pod: Lab, who: User, expected: str) -> None:
+        lines = await pod.sh("echo $(id -u) $(id -g) $(id -G)", user=who)
+        numbers = [int(word) for word in lines[0].split()]
+        wanted = [int(word) for word in expected.split()]
+        assert numbers[:2] == wanted[:2]
+        assert sorted(set(numbers[1:])) == sorted(set(wanted[1:]))
+
+    @pytest.mark.parametrize(
+        ("who", "words"),
+        [
+            (User(name="nobody-here"), "unable to find user nobody-here"),
+            (User(name="bob:nogroup"), "unable to find group nogroup"),
+            (User(name="2147483648"), "out of range"),
+            (User(name="4294967296"), "out of range"),
+            (User(name="99999999999999999999"), "out of range"),
+            (User(name="+0"), "unable to find user"),
+            (User(name="bob:4294967296"), "out of range"),
+            (User(require_nonroot=True), "runAsNonRoot"),
+            (User(name="00", require_nonroot=True), "runAsNonRoot"),
+        ],
+    )
+    async def test_refused(self, pod: Lab, who: User, words: str) -> None:
+        assert words in await refused(pod, "true", user=who)
+
+    async def test_home_and_standard_output_belong_to_the_user(self, pod: Lab) -> None:
+        lines = await pod.sh(
+            "echo $HOME; echo again > /dev/stdout; echo more > /dev/stderr", user=user(name="bob")
+        )
+        assert sorted(lines) == ["/home/bob", "again", "more"]
+
+    @pytest.mark.parametrize("kind", ["fifo", "huge", "device-link"])
+    async def test_passwd_that_is_no_passwd(self, pod: Lab, kind: str) -> None:
+        path = pod.image / "etc/passwd"
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "huge":
+            with path.open("wb") as file:
+                file.truncate(4 << 30)
+        else:
+            os.mknod(path, 0o20666, os.makedev(1, 5))
+        assert "etc/passwd" in await refused(pod, "true", user=user(name="bob"))
+
+
+class TestHostileImages:
+    @pytest.mark.parametrize("name", ["proc", "dev", "sys"])
+    async def test_links_in_place_of_kernel_folders(self, pod: Lab, name: str) -> None:
+        canary = pod.base / "canary"
+        canary.mkdir()
+        os.symlink(canary, pod.image / name)
+        assert f"/{name} of the image must be a folder" in await refused(pod, "true")
+        assert list(canary.iterdir()) == []
+
+    async def test_mount_targets_stay_inside(self, pod: Lab) -> None:
+        from cri.runtime.spec import Mount
+
+        os.symlink("/", pod.image / "rootlink")
+        os.symlink("/../../../../tmp", pod.image / "up")
+        source = pod.base / "source"
+        source.mkdir()
+        name = f"nodelet-escape-{os.getpid()}"
+        mounts = (
+            Mount(source=source, target=f"/rootlink/{name}"),
+            Mount(source=source, target=f"/up/{name}"),
+        )
+        assert await pod.sh(f"ls -d /{name} /tmp/{name}", mounts=mounts) == [f"/{name}", f"/tmp/{name}"]
+        assert not Path("/", name).exists()
+        assert not Path("/tmp", name).exists()
+
+    @pytest.mark.parametrize("number", [3, 4, 5, 6, 7, 8, 9, 12, 20, 63, 64, 70])
+    async def test_working_directory_through_a_descriptor(self, pod: Lab, number: int) -> None:
+        words = await refused(pod, "true", cwd=f"/proc/self/fd/{number}")
+        assert "cwd" in words
+
+    async def test_the_interpreter_cannot_be_reached(self, pod: Lab) -> None:
+        digest = hashlib.sha256(Path(sys.executable).read_bytes()).hexdigest()
+        (pod.image / "bin/self").write_text("#!/proc/self/exe\n")
+        (pod.image / "bin/self").chmod(0o755)
+        for argv in (("/proc/self/exe", "-c", "open('/marker', 'w')"), ("/bin/self",)):
+            spec = pod.container(*argv)
+            await pod.runtime.create_container(spec)
+            pid = pod.runtime.container_pid("pod", spec.id)
+            assert os.readlink(f"/proc/{pid}/exe").startswith("/memfd:nodelet-python")
+            try:
+                await pod.runtime.start_container("pod", spec.id)
+                await pod.runtime.wait_container("pod", spec.id)
+            except StartFailed:
+                pass
+        assert hashlib.sha256(Path(sys.executable).read_bytes()).hexdigest() == digest
+
+    def test_the_copy_is_sealed(self) -> None:
+        fd = sealed_copy(Path("/bin/busybox"))
+        assert fcntl.fcntl(fd, 1034) == 0xF
+        with pytest.raises(OSError, match="Operation not permitted") as caught:
+            os.write(fd, b"x")
+        assert caught.value.errno == errno.EPERM
+        os.close(fd)
+
+    async def test_python_of_the_image_is_never_loaded(self, pod: Lab) -> None:
+        """CVE-2019-14271's kin: a late import after the pivot would run this as root of the host."""
+        marker = "open('/tmp/marker', 'w').close()\n"
+        for folder in {path for path in sys.path if path.startswith("/usr/lib/python")}:
+            for name in (
+                "encodings/idna.py",
+                "encodings/latin_1.py",
+                "traceback.py",
+                "linecache.py",
+                "codecs.py",
+            ):
+                path = pod.image / folder.lstrip("/") / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(marker)
+        (pod.image / "etc/nsswitch.conf").write_text("passwd: evil\n")
+        await pod.sh("true", user=user(name="bob"))
+        await refused(pod, "\udcff\udcfe")
+        await refused(pod, "/bin/\N{SNOWMAN}")
+        assert await pod.sh("ls /tmp") == []
+
+    async def test_environment_is_only_the_containers(self, pod: Lab) -> None:
+        env = (("PATH", "/bin"), ("LD_PRELOAD", "/evil.so"), ("PYTHONPATH", "/evil"))
+        lines = await pod.sh("env", env=env)
+        assert {"LD_PRELOAD=/evil.so", "PYTHONPATH=/evil", "HOME=/root"} < set(lines)
+        assert not any(line.startswith(("LC_", "VIRTUAL", "KUBE")) for line in lines)
+
+    async def test_supervisor_is_out_of_reach(self, pod: Lab) -> None:
+        """Even root of the host, with the capabilities of a container, may not read a waiting init."""
+        spec = pod.container("true")
+        await pod.runtime.create_container(spec)
+        facts = await pod.runtime.sandbox_facts("pod")
+        folder = pod.base / "state/sandboxes/pod"
+        assert (folder.stat().st_mode & 0o777, (folder / "sock").stat().st_mode & 0o777) == (0o700, 0o600)
+        assert facts.alive
+        shutil.rmtree(pod.base / "nothing", ignore_errors=True)
+
+
+async def test_apparmor_is_refused_by_name(pod: Lab) -> None:
+    with pytest.raises(HostError, match="AppArmor profile 'mine'"):
+        await pod.runtime.create_container(pod.container("true", apparmor_profile="mine"))
+
+
+def test_capability_arithmetic() -> None:
+    assert set(capabilities(drop=["ALL"], add=["net_admin"])) == {"NET_ADMIN"}
+    assert set(capabilities(add=["CAP_SYS_TIME"], drop=["KILL"])) == DEFAULT_CAPABILITIES - {"KILL"} | {
+        "SYS_TIME"
+    }

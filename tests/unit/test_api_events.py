@@ -1,0 +1,96 @@
+"""Events: counted, bounded, never holding up the caller."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+from apikit import ScriptedTransport
+
+from agent.api import errors, events
+from agent.api.client import ApiClient
+from agent.api.events import EventRecorder, node_reference, pod_reference
+from agent.api.structs import ObjectMeta, Pod
+from host.clocks import FakeClock, settle
+
+POD = Pod(metadata=ObjectMeta(name="p", namespace="d", uid="u"))
+
+
+@asynccontextmanager
+async def recording(answer):
+    transport, clock = ScriptedTransport(answer), FakeClock()
+    recorder = EventRecorder(ApiClient(transport), host="n1", clock=clock)
+    task = asyncio.create_task(recorder.run())
+    try:
+        yield recorder, transport, clock
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def echo(method, path, query, body):
+    return body
+
+
+async def test_an_event_has_what_describe_shows():
+    async with recording(echo) as (recorder, transport, _):
+        ref = pod_reference(POD, container="c")
+        recorder.record(ref, type="Normal", reason="Started", message="Container started")
+        await settle()
+        (method, path, _, body, _), *_ = transport.requests
+        assert (method, path) == ("POST", "/api/v1/namespaces/d/events")
+        assert body["involvedObject"]["fieldPath"] == "spec.containers{c}"
+        assert body["source"] == {"component": "kubelet", "host": "n1"}
+        assert body["count"] == 1
+        assert body["firstTimestamp"] == body["lastTimestamp"]
+
+
+async def test_equal_events_are_counted():
+    async with recording(echo) as (recorder, transport, clock):
+        for _ in range(3):
+            recorder.record(pod_reference(POD), type="Warning", reason="BackOff", message="again")
+            await settle()
+            await clock.advance(10)
+        methods = [request[0] for request in transport.requests]
+        assert methods == ["POST", "PATCH", "PATCH"]
+        assert transport.requests[-1][3]["count"] == 3
+
+
+async def test_after_ten_minutes_a_new_event_begins():
+    async with recording(echo) as (recorder, transport, clock):
+        for _ in range(2):
+            recorder.record(node_reference("n1"), type="Normal", reason="Starting", message="s")
+            await settle()
+            await clock.advance(events.AGGREGATION_WINDOW + 1)
+        assert [request[0] for request in transport.requests] == ["POST", "POST"]
+        assert transport.requests[0][1] == "/api/v1/namespaces/default/events"
+
+
+async def test_the_queue_is_bounded_and_recording_does_not_wait():
+    async with recording(lambda *_: errors.Unreachable("away")) as (recorder, _, _clock):
+        for number in range(events.QUEUE + 50):
+            recorder.record(pod_reference(POD), type="Normal", reason="R", message=str(number))
+        assert recorder.dropped == 50
+
+
+async def test_an_event_waits_for_the_api_and_keeps_its_place():
+    answers = [errors.Unreachable("away")]
+
+    def answer(method, path, query, body):
+        return answers.pop() if answers else body
+
+    async with recording(answer) as (recorder, transport, clock):
+        recorder.record(pod_reference(POD), type="Normal", reason="One", message="1")
+        recorder.record(pod_reference(POD), type="Normal", reason="Two", message="2")
+        await settle()
+        await clock.advance(6)
+        assert [request[3]["reason"] for request in transport.requests] == ["One", "One", "Two"]
+
+
+async def test_a_refused_event_is_skipped():
+    def answer(method, path, query, body):
+        return errors.Forbidden("namespace is terminating") if body["reason"] == "One" else body
+
+    async with recording(answer) as (recorder, transport, _):
+        recorder.record(pod_reference(POD), type="Normal", reason="One", message="1")
+        recorder.record(pod_reference(POD), type="Normal", reason="Two", message="2")
+        await settle()
+        assert len(transport.requests) == 2

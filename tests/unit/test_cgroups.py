@@ -1,0 +1,209 @@
+"""Controllers as pure plans, and whole trees in temporary folders that look like v1, hybrid and v2 mounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from host.cgroups import Cgroups, DeviceRule, Resources, cpu, cpuset, devices, hugetlb, memory, pids
+from host.cgroups.files import Read, Write, keyed, number
+from host.errors import HostError, InputError
+
+
+def files(**content: str) -> Read:
+    """A cgroup folder in memory; double underscores stand for dots."""
+    return lambda name: content.get(name.replace(".", "__"), "")
+
+
+EMPTY = files()
+
+
+@pytest.mark.parametrize(
+    ("shares", "weight"), [(0, 1), (2, 1), (102, 17), (512, 59), (1024, 100), (2048, 174), (262144, 10000)]
+)
+def test_shares_become_weights_on_runcs_curve(shares: int, weight: int) -> None:
+    assert cpu.weight(shares) == weight
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        (Resources(), []),
+        (Resources(cpu_shares=100), [("cpu.shares", "100")]),
+        (Resources(cpu_shares=0), [("cpu.shares", "2")]),
+        (
+            Resources(cpu_quota_us=5000, cpu_period_us=10000),
+            [("cpu.cfs_period_us", "10000"), ("cpu.cfs_quota_us", "5000")],
+        ),
+        (Resources(cpu_quota_us=-1), [("cpu.cfs_quota_us", "-1")]),
+        (Resources(cpu_quota_us=0), [("cpu.cfs_quota_us", "-1")]),
+    ],
+)
+def test_cpu_v1(resources: Resources, expected: list[tuple[str, str]]) -> None:
+    assert [(write.name, write.value) for write in cpu.plan_v1(resources, EMPTY)] == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "present", "expected"),
+    [
+        (Resources(), "", []),
+        (Resources(cpu_quota_us=5000), "", ["5000 100000"]),
+        (Resources(cpu_quota_us=5000), "max 20000", ["5000 20000"]),
+        (Resources(cpu_period_us=50000), "5000 20000", ["5000 50000"]),
+        (Resources(cpu_quota_us=-1), "5000 20000", ["max 20000"]),
+    ],
+)
+def test_cpu_max_keeps_the_half_not_asked_for(
+    resources: Resources, present: str, expected: list[str]
+) -> None:
+    assert [write.value for write in cpu.plan_v2(resources, files(cpu__max=present))] == expected
+
+
+def test_memory_v1_raises_the_sum_first_and_lowers_it_last() -> None:
+    present = files(memory__memsw__limit_in_bytes="1000")
+    raised = memory.plan_v1(Resources(memory_limit=2000, memory_swap_limit=2000), present)
+    lowered = memory.plan_v1(Resources(memory_limit=500, memory_swap_limit=500), present)
+    assert [write.name for write in raised] == ["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"]
+    assert [write.name for write in lowered] == ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+
+
+def test_memory_v2_counts_swap_alone() -> None:
+    wanted = Resources(memory_limit=100, memory_swap_limit=150, memory_min=10, memory_high=90, oom_group=True)
+    assert [(write.name, write.value) for write in memory.plan_v2(wanted, EMPTY)] == [
+        ("memory.max", "100"),
+        ("memory.swap.max", "50"),
+        ("memory.min", "10"),
+        ("memory.high", "90"),
+        ("memory.oom.group", "1"),
+    ]
+    lifted = memory.plan_v2(Resources(memory_limit=-1, memory_swap_limit=-1), EMPTY)
+    assert [write.value for write in lifted] == ["max", "max"]
+
+
+def test_working_set_leaves_the_idle_page_cache_out() -> None:
+    v1 = memory.stats_v1(
+        files(memory__usage_in_bytes="1000", memory__stat="total_inactive_file 300\ntotal_rss 5")
+    )
+    v2 = memory.stats_v2(files(memory__current="1000", memory__stat="inactive_file 1200", memory__max="max"))
+    assert (v1["memory_working_set"], v1["memory_rss"]) == (700, 5)
+    assert (v2["memory_working_set"], v2["memory_limit"]) == (0, 0)
+
+
+def test_oom_kills_are_read_from_both_versions() -> None:
+    assert memory.oom_kills_v1(files(memory__oom_control="under_oom 0\noom_kill 3")) == 3
+    assert memory.oom_kills_v2(files(memory__events="low 0\noom 1\noom_kill 2")) == 2
+    assert memory.oom_kills_v1(EMPTY) == 0
+
+
+@pytest.mark.parametrize(("limit", "text"), [(5, "5"), (0, "max"), (-1, "max")])
+def test_pids(limit: int, text: str) -> None:
+    assert pids.plan_v1(Resources(pids_limit=limit), EMPTY) == [Write("pids.max", text)]
+
+
+def test_devices_deny_before_they_allow() -> None:
+    rules = (DeviceRule(kind="c", major=1, minor=3, access="rw"), DeviceRule(kind="b", access="m"))
+    assert [(write.name, write.value) for write in devices.plan_v1(Resources(devices=rules), EMPTY)] == [
+        ("devices.deny", "a"),
+        ("devices.allow", "c 1:3 rw"),
+        ("devices.allow", "b *:* m"),
+    ]
+    assert devices.plan_v1(Resources(), EMPTY) == []
+    assert devices.plan_v2(Resources(devices=rules), EMPTY) == []
+    assert devices.plan_v1(Resources(devices=devices.ALL_DEVICES), EMPTY)[-1].value == "a"
+
+
+def test_cpuset_fill_in_copies_only_what_is_empty() -> None:
+    parent = files(cpuset__cpus="0-3", cpuset__mems="0")
+    assert cpuset.plan_fill_in(parent, files(cpuset__cpus="1")) == [Write("cpuset.mems", "0")]
+    assert cpuset.plan_v1(Resources(cpuset_cpus="1"), EMPTY) == [Write("cpuset.cpus", "1")]
+
+
+def test_huge_pages_of_unknown_size_are_passed_over() -> None:
+    wanted = Resources(hugepage_limits={"2MB": 4096})
+    assert all(write.optional for write in hugetlb.plan_v1(wanted, EMPTY) + hugetlb.plan_v2(wanted, EMPTY))
+
+
+def test_numbers() -> None:
+    assert number("9223372036854771712") == number("max") == number("") == 0
+    assert keyed("a 1\nb x\nc 2 3\n\nd 4") == {"a": 1, "d": 4}
+
+
+def v1_root(root: Path, *controllers: str, unified: bool = False) -> Path:
+    for name in controllers:
+        (root / name).mkdir()
+        (root / name / "cgroup.procs").write_text("")
+    (root / "cpuset/cpuset.cpus").write_text("0-1")
+    (root / "cpuset/cpuset.mems").write_text("0")
+    if unified:
+        (root / "unified").mkdir()
+        for name in ("cgroup.procs", "cgroup.controllers"):
+            (root / "unified" / name).write_text("")
+    return root
+
+
+def v2_root(root: Path) -> Path:
+    (root / "cgroup.procs").write_text("")
+    (root / "cgroup.controllers").write_text("cpu io memory pids\n")
+    (root / "cgroup.subtree_control").write_text("cpu\n")
+    return root
+
+
+def test_kinds_of_mount_are_recognised(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    v1 = Cgroups(v1_root(tmp_path / "one", "cpu,cpuacct", "cpuset", "memory"))
+    hybrid = Cgroups(v1_root(tmp_path / "two", "cpuset", "memory", unified=True))
+    v2 = Cgroups(v2_root(tmp_path / "three"))
+    assert (v1.mode, hybrid.mode, v2.mode) == ("v1", "hybrid", "v2")
+    assert v1.controllers == {"cpu", "cpuacct", "cpuset", "memory"}
+    assert hybrid.trees[0].name == "unified"
+    assert v2.controllers == {"cpu", "io", "memory", "pids"}
+    assert v2.oom_file("/a/b") == tmp_path / "three/a/b/memory.events"
+    assert hybrid.oom_file("/a/b") == tmp_path / "two/memory/a/b/memory.oom_control"
+    assert v1.kill_file("/a") is None
+    assert hybrid.kill_file("/a") == tmp_path / "two/unified/a/cgroup.kill"
+
+
+def test_links_between_v1_mounts_are_not_counted_twice(tmp_path: Path) -> None:
+    v1_root(tmp_path, "cpu,cpuacct", "cpuset")
+    (tmp_path / "cpu").symlink_to("cpu,cpuacct")
+    assert [tree.name for tree in Cgroups(tmp_path).trees] == ["cpu,cpuacct", "cpuset"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/..", "/a/../b", "/a/./b", "a\0b"])
+def test_paths_stay_below_the_mount(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InputError, match="cgroup path"):
+        Cgroups(v2_root(tmp_path)).folders(path)
+
+
+def test_v2_hands_controllers_down_level_by_level(tmp_path: Path) -> None:
+    (tmp_path / "kube").mkdir()
+    (tmp_path / "kube/cgroup.controllers").write_text("cpu memory")
+    (tmp_path / "kube/cgroup.subtree_control").write_text("")
+    Cgroups(v2_root(tmp_path)).create("/kube/pod")
+    assert (tmp_path / "cgroup.subtree_control").read_text().startswith("+io +memory +pids")
+    assert (tmp_path / "kube/cgroup.subtree_control").read_text() == "+cpu +memory"
+    assert (tmp_path / "kube/pod").is_dir()
+
+
+def test_update_names_the_file_that_refused(tmp_path: Path) -> None:
+    groups = Cgroups(v2_root(tmp_path))
+    (tmp_path / "a").mkdir()
+    with pytest.raises(HostError, match=r"write '7' to .*/a/pids\.max: no such file"):
+        groups.update("/a", Resources(pids_limit=7))
+    (tmp_path / "a/pids.max").write_text("")
+    groups.update("/a", Resources(pids_limit=7))
+    assert (tmp_path / "a/pids.max").read_text() == "7"
+
+
+def test_missing_groups_are_empty_and_removed_already(tmp_path: Path) -> None:
+    groups = Cgroups(v2_root(tmp_path))
+    assert not groups.exists("/x")
+    assert groups.pids("/x") == []
+    assert groups.stats("/x").memory_usage == 0
+    groups.kill("/x")
+    groups.remove("/x")
+    (tmp_path / "x/y/z").mkdir(parents=True)
+    groups.remove("/x")
+    assert not groups.exists("/x")

@@ -1,0 +1,452 @@
+"""Pulling into the store: a registry on a unix socket, well-behaved and otherwise."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from aiohttp import web
+from images_kit import (
+    HOST,
+    FakeRegistry,
+    archive,
+    descriptor,
+    digest_of,
+    image,
+    member,
+    on_socket,
+    opened_store,
+    serving,
+)
+
+from cri.images import manifest
+from cri.images.errors import (
+    AccessDenied,
+    CorruptContent,
+    ImageMissing,
+    ImageNotFound,
+    PullError,
+    RegistryUnavailable,
+)
+from cri.images.model import Credentials
+from host.errors import Busy, InputError
+
+BASE = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/sh", b"#!" * 2000, mode=0o755))
+TOP = archive(member(b"etc/motd", b"hello"))
+REF = f"{HOST}/team/app:1"
+
+
+@pytest.fixture
+def built():
+    return image(BASE, TOP, config={"Env": ["A=1"], "Cmd": ["sh"]})
+
+
+@pytest.fixture
+async def fake(tmp_path, built):
+    registry = FakeRegistry()
+    registry.add(built, "1")
+    return registry
+
+
+@pytest.fixture
+async def store(tmp_path, fake):
+    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session) as opened:
+        yield opened
+
+
+def leftovers(store) -> list[str]:
+    return [path.name for path in (store._root / "tmp").iterdir()]
+
+
+async def test_pull_unpacks_and_describes(store, built):
+    seen = []
+    got = await store.pull(REF, progress=seen.append)
+    assert got.id == built.id
+    assert got.repo_tags == (f"{HOST}/team/app:1",)
+    assert got.repo_digests == (f"{HOST}/team/app@{built.digest}",)
+    assert (got.config.env, got.config.cmd) == (("A=1",), ("sh",))
+    top, base = store.layers(got.id)
+    assert (top / "etc/motd").read_bytes() == b"hello"
+    assert (base / "bin/sh").stat().st_size == 4000
+    assert seen[-1].layers_done == seen[-1].layers == 2
+    assert seen[-1].bytes_done == seen[-1].bytes_total
+    assert store.usage().used_bytes > 4096
+    assert json.loads(store.config_json(got.id))["os"] == "linux"
+    assert leftovers(store) == []
+
+
+async def test_lookup(store, built):
+    assert store.get(REF) is None
+    got = await store.pull(REF)
+    for name in (REF, got.id, got.id[7:], got.id[7:20], got.repo_digests[0]):
+        assert store.get(name) == got
+    for name in ("sha256:" + "0" * 64, f"{HOST}/team/app:2", "::", ""):
+        assert store.get(name) is None
+    assert store.list() == (got,)
+
+
+async def test_pulling_again_asks_for_the_manifest_only(store, fake):
+    await store.pull(REF)
+    fake.requests.clear()
+    await store.pull(REF)
+    assert fake.paths() == ["/v2/team/app/manifests/1"]
+
+
+async def test_a_moved_tag_leaves_the_old_image_its_digest(store, fake, built):
+    old = await store.pull(REF)
+    newer = image(BASE)
+    fake.add(newer, "1")
+    new = await store.pull(REF)
+    assert store.get(REF).id == new.id == newer.id
+    assert store.get(old.id).repo_tags == ()
+    assert store.get(old.id).repo_digests == old.repo_digests
+    assert store.layers(new.id)[0] == store.layers(old.id)[1]
+
+
+async def test_pull_by_digest_has_no_tag(store, built):
+    got = await store.pull(f"{HOST}/team/app@{built.digest}")
+    assert got.repo_tags == ()
+    assert got.repo_digests == (f"{HOST}/team/app@{built.digest}",)
+
+
+async def test_index_by_platform_keeps_the_digest_of_the_index(store, fake, built):
+    here = manifest.this_platform()
+    entries = [
+        {**descriptor(b"other", manifest.OCI_MANIFEST), "platform": {"os": "linux", "architecture": "mips"}},
+        {
+            **descriptor(built.manifest, manifest.OCI_MANIFEST),
+            "platform": {"os": "linux", "architecture": here.architecture},
+        },
+    ]
+    document = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": entries}
+    data = json.dumps(document).encode()
+    fake.manifests["1"] = (data, manifest.OCI_INDEX)
+    got = await store.pull(REF)
+    assert got.repo_digests == (f"{HOST}/team/app@{digest_of(data)}",)
+
+
+async def test_endless_indexes_are_refused(store, fake):
+    data = b""
+    for depth in range(6):
+        inner = descriptor(data, manifest.OCI_INDEX)
+        document = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": [inner], "n": depth}
+        data = json.dumps(document).encode()
+        fake.manifests[digest_of(data)] = fake.manifests["1"] = (data, manifest.OCI_INDEX)
+    with pytest.raises(CorruptContent, match="nest"):
+        await store.pull(REF)
+
+
+async def test_errors_carry_the_registrys_reason(store):
+    with pytest.raises(ImageNotFound, match="app:2.*not found.*manifest unknown"):
+        await store.pull(f"{HOST}/team/app:2")
+    with pytest.raises(InputError):
+        await store.pull("Not A Reference")
+
+
+async def test_an_image_for_another_machine_is_not_found(store, fake, built):
+    document = json.loads(built.config) | {"architecture": "mips"}
+    config = json.dumps(document).encode()
+    body = json.loads(built.manifest)
+    body["config"] = descriptor(config, body["config"]["mediaType"])
+    fake.blobs[digest_of(config)] = config
+    fake.manifests["1"] = (json.dumps(body).encode(), manifest.OCI_MANIFEST)
+    with pytest.raises(ImageNotFound, match="mips"):
+        await store.pull(REF)
+
+
+@pytest.mark.parametrize("spoil", ["flip", "longer", "shorter"])
+async def test_spoiled_blobs_are_refused_and_leave_nothing(store, fake, built, spoil):
+    digest = digest_of(built.layers[1])
+    good = fake.blobs[digest]
+    fake.blobs[digest] = {"flip": b"X" + good[1:], "longer": good + b"X", "shorter": good[:-1]}[spoil]
+    with pytest.raises(PullError, match=digest):
+        await store.pull(REF)
+    assert store.list() == ()
+    assert leftovers(store) == []
+    fake.blobs[digest] = good
+    await store.pull(REF)
+
+
+async def test_wrong_diff_id_is_refused(store, fake, built):
+    body = json.loads(built.manifest)
+    body["layers"].reverse()
+    fake.manifests["1"] = (json.dumps(body).encode(), manifest.OCI_MANIFEST)
+    with pytest.raises(CorruptContent, match="configuration says"):
+        await store.pull(REF)
+    assert list((store._root / "layers").iterdir()) == []
+
+
+async def test_cut_connections_are_resumed(store, fake, built):
+    digest = digest_of(built.layers[0])
+    fake.hooks[digest] = cutting(fake.blobs[digest], pieces=3)
+    await store.pull(REF)
+    ranges = [request.headers.get("Range") for request in fake.requests if request.path.endswith(digest)]
+    assert len(ranges) == 3
+    assert ranges[0] is None and ranges[1].startswith("bytes=")
+
+
+def cutting(data: bytes, *, pieces: int):
+    async def answer(request: web.Request) -> web.StreamResponse | None:
+        start = request.http_range.start or 0
+        end = start + len(data) // pieces + 1
+        if end >= len(data):
+            return None
+        status = 206 if start else 200
+        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        response = web.StreamResponse(status=status, headers=headers)
+        response.content_length = len(data) - start
+        await response.prepare(request)
+        await response.write(data[start:end])
+        request.transport.abort()
+        return response
+
+    return answer
+
+
+async def test_a_registry_that_always_cuts_is_unavailable(store, fake, built):
+    digest = digest_of(built.layers[0])
+
+    async def cut(request):
+        request.transport.abort()
+        return web.Response()
+
+    fake.hooks[digest] = cut
+    with pytest.raises(RegistryUnavailable):
+        await store.pull(REF)
+    assert leftovers(store) == []
+
+
+async def test_range_ignored_by_the_server_starts_anew(store, fake, built):
+    digest = digest_of(built.layers[0])
+    data = fake.blobs[digest]
+    once = cutting(data, pieces=2)
+
+    async def forgetful(request):
+        return web.Response(body=data) if "Range" in request.headers else await once(request)
+
+    fake.hooks[digest] = forgetful
+    await store.pull(REF)
+
+
+async def test_equal_pulls_are_joined(store, fake):
+    first, second = await asyncio.gather(store.pull(REF), store.pull(REF))
+    assert first == second
+    assert fake.paths().count("/v2/team/app/manifests/1") == 1
+
+
+async def test_a_cancelled_pull_does_not_end_its_twin(store, fake):
+    pulls = [asyncio.create_task(store.pull(REF)) for _ in range(2)]
+    await asyncio.sleep(0)
+    pulls[0].cancel()
+    assert (await pulls[1]).repo_tags
+    with pytest.raises(asyncio.CancelledError):
+        await pulls[0]
+
+
+async def test_different_images_share_downloads(store, fake, built):
+    other = image(BASE)
+    fake.add(other, "2")
+    await asyncio.gather(store.pull(REF), store.pull(f"{HOST}/team/app:2"))
+    assert fake.paths().count(f"/v2/team/app/blobs/{digest_of(built.layers[0])}") == 1
+
+
+async def test_removal_spares_what_is_shared_and_held(store, fake, built):
+    fake.add(image(BASE), "2")
+    one, two = await store.pull(REF), await store.pull(f"{HOST}/team/app:2")
+    top, base = store.layers(one.id)
+    store.hold(one.id, "container")
+    await store.remove(REF)
+    assert store.get(one.id) is None and top.is_dir()
+    assert store.layers(one.id) == (top, base)
+    store.release(one.id, "container")
+    await store.collect()
+    assert not top.exists() and base.is_dir()
+    await store.remove(two.id)
+    await store.remove(two.id)
+    assert not base.exists()
+    assert store.usage().used_bytes == 0
+    assert leftovers(store) == []
+    with pytest.raises(ImageMissing):
+        store.layers(one.id)
+    with pytest.raises(ImageMissing):
+        store.hold(one.id, "x")
+    store.release(one.id, "x")
+
+
+async def test_a_store_reopens_as_it_was(tmp_path, fake):
+    async with serving(fake, tmp_path) as session:
+        async with opened_store(tmp_path, session) as store:
+            got = await store.pull(REF)
+            usage = store.usage()
+            (store._root / "tmp" / "blob-half").write_bytes(b"x")
+            with pytest.raises(Busy):
+                async with opened_store(tmp_path, session):
+                    pass
+        async with opened_store(tmp_path, session) as again:
+            assert again.list() == (got,)
+            assert again.usage() == usage
+            assert leftovers(again) == []
+
+
+@pytest.mark.parametrize("size", range(0, 700, 70))
+async def test_a_torn_record_costs_one_image(tmp_path, fake, size, caplog):
+    async with serving(fake, tmp_path) as session:
+        async with opened_store(tmp_path, session) as store:
+            await store.pull(REF)
+            (record,) = (store._root / "images").glob("*.json")
+        record.write_bytes(record.read_bytes()[:size])
+        with caplog.at_level(logging.WARNING):
+            async with opened_store(tmp_path, session) as again:
+                assert again.list() == ()
+                assert (await again.pull(REF)).repo_tags
+    assert "unusable" in caplog.text
+
+
+async def test_a_lost_layer_drops_the_image(tmp_path, fake, caplog):
+    async with serving(fake, tmp_path) as session:
+        async with opened_store(tmp_path, session) as store:
+            got = await store.pull(REF)
+            (store.layers(got.id)[0].parent / "layer.json").unlink()
+        async with opened_store(tmp_path, session) as again:
+            assert again.list() == ()
+            await again.pull(REF)
+
+
+async def test_a_spoiled_config_blob_is_noticed(tmp_path, fake, built):
+    async with serving(fake, tmp_path) as session:
+        async with opened_store(tmp_path, session) as store:
+            got = await store.pull(REF)
+            (store._root / "blobs/sha256" / got.id[7:]).write_bytes(b"{}")
+        async with opened_store(tmp_path, session) as again:
+            assert again.list() == ()
+            assert (await again.pull(REF)).id == got.id
+
+
+async def test_basic_and_missing_credentials(tmp_path, built):
+    from deploy.labkit import registry
+
+    content = registry.RegistryStore(root=tmp_path / "registry")
+    for data in (built.config, *built.layers):
+        content.put_blob(data)
+    content.put_manifest(f"{HOST}/team/app", built.manifest, media_type=manifest.OCI_MANIFEST, tags=("1",))
+    app = registry.application(tmp_path / "registry", accounts={"me": "secret"}, private=(HOST,))
+    async with on_socket(app, tmp_path) as session, opened_store(tmp_path, session) as store:
+        with pytest.raises(AccessDenied, match="401.*authentication required"):
+            await store.pull(REF)
+        with pytest.raises(AccessDenied, match="refused"):
+            await store.pull(REF, Credentials(username="me", password="wrong"))
+        with pytest.raises(AccessDenied):
+            await store.pull(REF, Credentials(username="me", password="secret", server_address="other.test"))
+        assert await store.pull(REF, Credentials(username="me", password="secret"))
+
+
+async def test_bearer_tokens(store, fake):
+    async def token(request):
+        assert request.query["scope"] == "repository:team/app:pull"
+        assert request.headers["Authorization"].startswith("Basic ")
+        return web.json_response({"token": "t0ken"})
+
+    async def guard(request):
+        if request.headers.get("Authorization") == "Bearer t0ken":
+            return None
+        realm = f'Bearer realm="http://{HOST}/token",service="s"'
+        return web.json_response({}, status=401, headers={"WWW-Authenticate": realm})
+
+    fake.hooks["/token"] = token
+    fake.hooks["/1"] = guard
+    await store.pull(REF, Credentials(username="me", password="pw"))
+    assert fake.paths().count("/token") == 1
+
+
+async def test_redirects_travel_without_secrets(store, fake, built):
+    digest = digest_of(built.layers[0])
+
+    async def elsewhere(request):
+        if request.host == "cdn.test":
+            return None
+        return web.Response(status=307, headers={"Location": f"http://cdn.test/blobs/{digest}?sig=canary"})
+
+    fake.hooks[digest] = elsewhere
+    await store.pull(REF, Credentials(registry_token="t0ken"))
+    (cdn,) = [request for request in fake.requests if request.host == "cdn.test"]
+    assert "Authorization" not in cdn.headers
+    home = [request for request in fake.requests if request.host == HOST]
+    assert all(request.headers["Authorization"] == "Bearer t0ken" for request in home)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://169.254.169.254/x?s=canary", "file:///etc/passwd", "http://a:canary@b/", "http://[x", ""],
+)
+async def test_bad_redirects_are_refused_without_telling_secrets(store, fake, built, location):
+    async def away(request):
+        return web.Response(status=302, headers={"Location": location})
+
+    fake.hooks[digest_of(built.layers[0])] = away
+    with pytest.raises(RegistryUnavailable, match="redirects") as caught:
+        await store.pull(REF)
+    assert "canary" not in str(caught.value)
+
+
+async def test_redirect_loops_end(store, fake):
+    async def again(request):
+        return web.Response(status=301, headers={"Location": request.path + "?x=canary"})
+
+    fake.hooks["/1"] = again
+    with pytest.raises(RegistryUnavailable, match="circles"):
+        await store.pull(REF)
+
+
+async def test_server_errors_and_giant_manifests(store, fake):
+    async def broken(request):
+        return web.Response(status=503, text="<html>https://x/?canary")
+
+    fake.hooks["/1"] = broken
+    with pytest.raises(RegistryUnavailable, match="503") as caught:
+        await store.pull(REF)
+    assert "canary" not in str(caught.value)
+
+    async def giant(request):
+        return web.Response(body=b" " * (manifest.MAX_MANIFEST_BYTES + 1))
+
+    fake.hooks["/1"] = giant
+    with pytest.raises(CorruptContent, match="larger"):
+        await store.pull(REF)
+
+
+async def test_a_silent_registry_times_out(tmp_path, fake):
+    async def silent(request):
+        await asyncio.sleep(3600)
+
+    fake.hooks["/1"] = silent
+    async with (
+        serving(fake, tmp_path) as session,
+        opened_store(tmp_path, session, progress_timeout=0.05) as store,
+    ):
+        with pytest.raises(RegistryUnavailable, match="in time"):
+            await store.pull(REF)
+
+
+async def test_layer_blobs_need_not_be_kept(tmp_path, fake, built):
+    async with (
+        serving(fake, tmp_path) as session,
+        opened_store(tmp_path, session, keep_layer_blobs=False) as store,
+    ):
+        await store.pull(REF)
+        kept = {path.name for path in (store._root / "blobs/sha256").iterdir()}
+        assert kept == {digest_of(data)[7:] for data in (built.manifest, built.config)}
+        fake.requests.clear()
+        await store.pull(REF)
+        assert len(fake.requests) == 1
+
+
+async def test_opaque_root_cuts_the_stack(store, fake):
+    fake.add(image(BASE, archive(member(b".wh..wh..opq"), member(b"only", b"x"))), "1")
+    got = await store.pull(REF)
+    assert [path.name for path in store.layers(got.id)[0].iterdir()] == ["only"]
+    assert len(store.layers(got.id)) == 1
+
+
+async def test_pinned_images(tmp_path, fake):
+    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session, pinned=(REF,)) as store:
+        assert (await store.pull(REF)).pinned

@@ -1,0 +1,28 @@
+"""Reverse path filter: only what is strict in effect is loosened."""
+
+import pytest
+
+from agent.overlay import sysctl
+
+
+@pytest.mark.parametrize(
+    ("for_all", "for_device", "after", "changed"),
+    [
+        ("0", "0", "0", []),
+        ("1", "0", "2", ["eth0"]),
+        ("0", "1", "2", ["eth0"]),
+        ("2", "1", "1", []),
+        ("1", "2", "2", []),
+    ],
+)
+def test_loosen(tmp_path, for_all, for_device, after, changed):
+    conf = tmp_path / "net/ipv4/conf"
+    for name, value in (("all", for_all), ("eth0", for_device)):
+        (conf / name).mkdir(parents=True)
+        (conf / name / "rp_filter").write_text(value + "\n")
+    assert sysctl.loosen_reverse_path(["eth0"], tmp_path) == changed
+    assert (conf / "eth0" / "rp_filter").read_text().strip() == after
+
+
+def test_kernel_without_ipv6(tmp_path):
+    sysctl.disable_ipv6("flannel.1", tmp_path)
