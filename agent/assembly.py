@@ -32,7 +32,7 @@ from agent.overlay.component import Overlay
 from agent.pods.manager import PodManager
 from agent.pods.mirror import MirrorPods
 from agent.pods.runtime import Runtime
-from agent.pods.spec import is_mirror, is_static
+from agent.pods.spec import is_mirror
 from agent.pods.static import StaticPods
 from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
@@ -102,6 +102,7 @@ class Agent:
         if client is not None:
             self._make_informers(client)
         self._static = self._make_static()
+        self._certificate = startup.serving_certificate(settings, client=client, ips=self._ips, clock=clock)
         self.server = self._make_server()
         self._refreshing: set[asyncio.Task[None]] = set()
 
@@ -113,6 +114,7 @@ class Agent:
         self._volumes = VolumeManager(
             root=settings.root,
             sources=sources,
+            claims=self._sources,
             clock=self._clock,
             allocatable=lambda: self.node.status.allocatable,
         )
@@ -176,9 +178,10 @@ class Agent:
                 clock=self._clock,
                 node_name=self._settings.node_name,
                 node_uid=lambda: self.node.node.metadata.uid if self.node.node else "",
-                statics=lambda: [pod for pod in self.pods.pods() if is_static(pod)],
+                statics=self.pods.static_pods,
                 mirrors=lambda: [pod for pod in self._api_pods() if is_mirror(pod)],
             )
+            self.pods.on_static_change = self._mirrors.wake
         return StaticPods(
             folder=folder,
             node_name=self._settings.node_name,
@@ -196,7 +199,7 @@ class Agent:
             client=self._client,
             pods=self.pods,
             runtime=self._runtime,
-            ips=self._ips,
+            certificate=self._certificate,
             clock=self._clock,
         )
 
@@ -222,9 +225,13 @@ class Agent:
             "sources": self._sources,
             "service-proxy": self._proxy,
             "server": self.server,
+            "serving-certificate": self._certificate if self.server is not None else None,
             "static-pods": self._static,
             "mirror-pods": self._mirrors,
             "rotation": self._rotation(),
+            "log-rotation": startup.log_rotation(
+                self._settings, pods=self.pods, runtime=self._runtime, clock=self._clock
+            ),
         }
         parts |= {name: part.run for name, part in optional.items() if part is not None}
         if self._client is None:

@@ -5,7 +5,6 @@ The wiring itself is in `assembly`.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,12 @@ from agent.pods.manager import PodManager
 from agent.pods.naming import parse_resolv_conf
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
-from agent.server import certificates
+from agent.resources.log_rotation import LogRotation
 from agent.server.auth import AuthSettings, Gate
 from agent.server.certificates import Pair
 from agent.server.handlers import Handlers
 from agent.server.server import KubeletServer, Listen
+from agent.server.serving import ServingCertificate
 from agent.services.health import HealthPorts
 from agent.services.iptables import IptablesBackEnd
 from agent.services.picture import NodeFacts as ProxyFacts
@@ -65,6 +65,7 @@ def node_plan(settings: Settings) -> NodePlan:
         labels=settings.options.node_labels,
         taints=kubelet.register_with_taints,
         provider_id=kubelet.provider_id,
+        register=kubelet.register_node,
         reserved=(kubelet.system_reserved, kubelet.kube_reserved),
         eviction_hard=kubelet.eviction_hard,
         max_images=kubelet.node_status_max_images,
@@ -175,13 +176,31 @@ def service_proxy(
     )
 
 
+def serving_certificate(
+    settings: Settings, *, client: ApiClient | None, ips: Sequence[str], clock: Clock
+) -> ServingCertificate:
+    """What port 10250 shows; the cluster is asked for one only with serverTLSBootstrap."""
+    kubelet = settings.kubelet
+    ca = kubelet.authentication.x509.client_ca_file
+    files = Pair(Path(kubelet.tls_cert_file), Path(kubelet.tls_private_key_file))
+    return ServingCertificate(
+        client if kubelet.server_tls_bootstrap else None,
+        node_name=settings.node_name,
+        ips=ips,
+        pki=settings.pki,
+        configured=files if kubelet.tls_cert_file else None,
+        client_ca=Path(ca) if ca else None,
+        clock=clock,
+    )
+
+
 def kubelet_server(
     settings: Settings,
     *,
     client: ApiClient | None,
     pods: PodManager,
     runtime: Runtime,
-    ips: Sequence[str],
+    certificate: ServingCertificate,
     clock: Clock,
 ) -> KubeletServer:
     """The kubelet API."""
@@ -204,31 +223,33 @@ def kubelet_server(
         node_name=settings.node_name,
         pods=pods,
         streams=runtime,
-        runtime_failures=(RuntimeFailure,),
+        runtime_failures=(RuntimeFailure, OSError),
         root=settings.root,
         config=msgspec.to_builtins(kubelet, enc_hook=durations.encode),
     )
-    ca = authentication.x509.client_ca_file
-
-    def context() -> ssl.SSLContext:
-        if kubelet.tls_cert_file:
-            pair = Pair(Path(kubelet.tls_cert_file), Path(kubelet.tls_private_key_file))
-        else:
-            pair = certificates.ensure_self_signed(settings.pki, hostname=settings.node_name, ips=ips)
-        return certificates.server_context(pair, client_ca=Path(ca) if ca else None)
-
     listen = Listen(
         address=kubelet.address,
         port=kubelet.port,
         healthz_address=kubelet.healthz_bind_address,
         healthz_port=kubelet.healthz_port,
     )
-    return KubeletServer(listen=listen, context=context, gate=gate, handlers=handlers)
+    return KubeletServer(listen=listen, context=certificate.context, gate=gate, handlers=handlers)
+
+
+def log_rotation(settings: Settings, *, pods: PodManager, runtime: Runtime, clock: Clock) -> LogRotation:
+    """The component that rotates container logs."""
+    return LogRotation(
+        clock=clock,
+        logs=pods.running_logs,
+        reopen=runtime.reopen_log,
+        failures=(RuntimeFailure, OSError),
+        max_bytes=int(settings.kubelet.container_log_max_size),
+        max_files=settings.kubelet.container_log_max_files,
+    )
 
 
 def client_certificate(path: Path) -> Path | None:
-    """The certificate file a kubeconfig names, if it is one that we may renew (kubelet-client-
-    current.pem)."""
+    """The certificate file a kubeconfig names, if it is ours to renew (a link, as bootstrap makes it)."""
     found = kubeconfig.load(path).cert_file
     return found if found is not None and found.is_symlink() else None
 

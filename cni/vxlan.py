@@ -103,13 +103,15 @@ def desired(
         underlay: index of the device that the nodes' own network is on.
         own: this node's pod ranges, which no peer can have.
     """
-    own = tuple(own)
+    ranges = _Ranges()
+    for net in own:
+        ranges.add(net)
     arps: dict[IPAddress, Arp] = {}
     fdbs: dict[str, Fdb] = {}
     routes: dict[IPNetwork, Route] = {}
     problems = []
     for peer in sorted(peers, key=lambda peer: peer.name):
-        taken = [net for net in peer.subnets if any(_overlap(net, other) for other in (*own, *routes))]
+        taken = [net for net in peer.subnets if ranges.overlap(net)]
         if taken or not peer.subnets:
             problems.append(f"node {peer.name}: pod range {taken[0] if taken else 'missing'} is not free")
             continue
@@ -119,6 +121,7 @@ def desired(
         if peer.mac:
             fdbs[peer.mac] = Fdb(peer.mac, peer.host)
         for net in peer.subnets:
+            ranges.add(net)
             if peer.mac:
                 gateway = net.network_address
                 arps[gateway] = Arp(gateway, peer.mac)
@@ -184,8 +187,27 @@ def _number(layout: str, raw: bytes | None) -> int:
     return int(struct.unpack(layout, raw)[0]) if raw and len(raw) == struct.calcsize(layout) else 0
 
 
-def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
-    return one.version == other.version and one.overlaps(other)
+class _Ranges:
+    """Ranges that are taken; whether another one overlaps costs the same for one or for thousands of them."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[int, int, int]] = set()
+        self._above: set[tuple[int, int, int]] = set()
+
+    def add(self, net: IPNetwork) -> None:
+        own, *above = self._prefixes(net)
+        self._taken.add(own)
+        self._above.update(above)
+
+    def overlap(self, net: IPNetwork) -> bool:
+        own, *above = self._prefixes(net)
+        return own in self._taken or own in self._above or not self._taken.isdisjoint(above)
+
+    @staticmethod
+    def _prefixes(net: IPNetwork) -> list[tuple[int, int, int]]:
+        """The range itself and all that contain it, as (IP version, prefix length, prefix bits)."""
+        bits = int(net.network_address) >> (net.max_prefixlen - net.prefixlen)
+        return [(net.version, net.prefixlen - up, bits >> up) for up in range(net.prefixlen + 1)]
 
 
 def _sorted(routes: Iterable[Route]) -> list[Route]:

@@ -17,6 +17,8 @@ from cri.config import RUNTIME_NAME, Settings, host_port
 from cri.images.store import ImageStore
 from cri.network import Network
 from cri.runtime.client import Runtime, Spawner
+from cri.runtime.seccomp import compile_default
+from cri.runtime.security import DEFAULT_CAPABILITIES
 from cri.server.container_events import follow_runtime
 from cri.server.core import Core
 from cri.server.restart import recover
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGE_LIMIT = 16 << 20
 _GRACE_SECONDS = 2.0
+_SETTLE_SECONDS = 10.0
 
 
 class Daemon:
@@ -85,13 +88,15 @@ class Daemon:
             follower = asyncio.create_task(follow_runtime(core))
             stack.push_async_callback(_cancel, follower)
             await recover(core)
+            await asyncio.to_thread(compile_default, capabilities=DEFAULT_CAPABILITIES)  # kept for all pods
             await stack.enter_async_context(_grpc_server(core))
             _notify("READY=1")
             log.info("%s serves %s, streams at %s", RUNTIME_NAME, settings.listen, stream_url)
             await _until(stop, follower)
             _notify("STOPPING=1")
             core.events.close()
-            await core.joined.settle()
+            with contextlib.suppress(TimeoutError):  # what is not done by then is taken up at the next start
+                await asyncio.wait_for(core.joined.settle(), _SETTLE_SECONDS)
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

@@ -10,13 +10,18 @@ import base64
 import dataclasses
 import ipaddress
 import logging
+import os
+import random
+import time
 from contextlib import aclosing
+from pathlib import Path
 
 from agent.api.client import ApiClient
 from agent.api.meta import ObjectMeta
 from agent.api.resources import CERTIFICATE_SIGNING_REQUESTS
 from agent.api.structs import CertificateSigningRequest, CertificateSigningRequestSpec
 from agent.api.watch import Selection, watch_forever
+from host.files import write_atomic
 
 log = logging.getLogger(__name__)
 CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client-kubelet"
@@ -113,3 +118,25 @@ def expiry(chain: bytes) -> tuple[float, float]:
 
     certificate = x509.load_pem_x509_certificate(chain)
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def due(start: float, end: float) -> float:
+    """When to renew a certificate of that validity: after 70 to 90 % of it, at random to spread the load."""
+    return start + (end - start) * random.uniform(0.7, 0.9)  # noqa: S311
+
+
+def store(pki: Path, chain: bytes, key: bytes, *, prefix: str, now: float) -> Path:
+    """Write chain and key into `<prefix>-<date>.pem` (0600) and move the link `<prefix>-current.pem` to it.
+
+    Answers the link. Raises HostError, OSError.
+    """
+    pki.mkdir(mode=0o755, parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime(now))
+    target = pki / f"{prefix}-{stamp}.pem"
+    write_atomic(target, chain.rstrip(b"\n") + b"\n" + key, mode=0o600)
+    link = pki / f"{prefix}-current.pem"
+    fresh = pki / f".{link.name}.new"
+    fresh.unlink(missing_ok=True)
+    os.symlink(target.name, fresh)
+    os.replace(fresh, link)
+    return link

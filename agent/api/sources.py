@@ -18,8 +18,21 @@ from typing import TypeVar
 from agent.api import errors
 from agent.api.client import ApiClient
 from agent.api.meta import Object
-from agent.api.resources import CONFIG_MAPS, SECRETS, Resource
-from agent.api.structs import ConfigMap, Pod, Secret, TokenRequest
+from agent.api.resources import (
+    CONFIG_MAPS,
+    PERSISTENT_VOLUME_CLAIMS,
+    PERSISTENT_VOLUMES,
+    SECRETS,
+    Resource,
+)
+from agent.api.structs import (
+    ConfigMap,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    Pod,
+    Secret,
+    TokenRequest,
+)
 from agent.api.watch import Informer, Selection
 
 log = logging.getLogger(__name__)
@@ -91,6 +104,20 @@ class ApiSources:
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         """A bound token. Raises ApiError."""
         return await self._client.create_token(service_account, namespace=namespace, spec=request.spec)
+
+    async def get_claim(self, namespace: str, name: str) -> PersistentVolumeClaim | None:
+        """A claim, None when there is none; read anew each time. Raises ApiError."""
+        try:
+            return await self._client.get(PERSISTENT_VOLUME_CLAIMS, name, namespace=namespace)
+        except errors.NotFound:
+            return None
+
+    async def get_persistent_volume(self, name: str) -> PersistentVolume | None:
+        """A PersistentVolume, None when there is none; read anew each time. Raises ApiError."""
+        try:
+            return await self._client.get(PERSISTENT_VOLUMES, name)
+        except errors.NotFound:
+            return None
 
     async def _get(self, resource: Resource[T], namespace: str, name: str) -> T | None:
         key = (resource.plural, namespace, name)

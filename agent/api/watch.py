@@ -37,13 +37,16 @@ SERVER_TIMEOUT = 480
 IDLE_TIMEOUT = 150.0
 """Seconds without any event or bookmark (sent about every minute) after which a connection counts as dead."""
 
-FIRST_DELAY, LAST_DELAY = 0.25, 30.0
+FIRST_DELAY, LAST_DELAY = 0.25, 10.0
 """Bounds in seconds of the back-off between attempts."""
 
 
 class Change(enum.Enum):
-    """What happened to an object. LISTED carries no object: the list is complete."""
+    """What happened to an object. EXISTING is one item of a list; LISTED, without object, says that the list
+    is
+    complete."""
 
+    EXISTING = "EXISTING"
     LISTED = "LISTED"
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -132,7 +135,8 @@ async def watch_once(
 
 
 async def watch_from_list(client: ApiClient, selection: Selection[T]) -> AsyncGenerator[WatchEvent[T], None]:
-    """Everything that exists as ADDED, LISTED, then changes without end. Raises `ApiError`, `Gone` when the
+    """Everything that exists as EXISTING, LISTED, then changes without end. Raises `ApiError`, `Gone` when
+    the
     server no longer knows our resourceVersion."""
     listed = await client.list(
         selection.resource,
@@ -141,7 +145,7 @@ async def watch_from_list(client: ApiClient, selection: Selection[T]) -> AsyncGe
         field_selector=selection.field_selector,
     )
     for obj in listed.items:
-        yield WatchEvent(Change.ADDED, obj, obj.metadata.resource_version)
+        yield WatchEvent(Change.EXISTING, obj, obj.metadata.resource_version)
     yield WatchEvent(Change.LISTED, None, listed.resource_version)
     version = listed.resource_version
     while True:
@@ -179,10 +183,9 @@ async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncGene
     attempt = 0
     while True:
         delay = 0.0
+        began = client.clock.monotonic()
         try:
             async for event in watch_from_list(client, selection):
-                if event.change is not Change.ADDED:
-                    attempt = 0
                 yield event
         except errors.Gone:
             log.info("watch expired, listing again path=%s", selection.path)
@@ -190,6 +193,8 @@ async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncGene
             delay = getattr(exc, "delay", 0.0)
             level = logging.INFO if attempt == 0 else logging.WARNING
             log.log(level, "watch failed path=%s attempt=%d error=%s", selection.path, attempt + 1, exc)
+        if client.clock.monotonic() - began > LAST_DELAY:
+            attempt = 0  # it worked for a while, so this is a new trouble
         await client.clock.sleep(max(delay, backoff(attempt)))
         attempt += 1
 
@@ -225,25 +230,19 @@ class Informer(Generic[T]):
 
     async def run(self) -> None:
         """Follow the collection until cancelled."""
-        seen: set[str] | None = set()
+        listed: set[str] = set()
         async for event in watch_forever(self._client, self._selection):
             if event.change is Change.LISTED:
-                self._prune(seen or set())
-                seen = None
-                continue
-            if event.obj is None:
-                continue
-            key = key_of(event.obj)
-            if event.change is Change.DELETED:
-                self._apply(key, None)
-                continue
-            if event.change is Change.ADDED:
-                seen = set() if seen is None else seen
-                seen.add(key)
-            self._apply(key, event.obj)
+                self._prune(listed)
+                listed = set()
+            elif event.obj is not None:
+                key = key_of(event.obj)
+                if event.change is Change.EXISTING:
+                    listed.add(key)
+                self._apply(key, None if event.change is Change.DELETED else event.obj)
 
-    def _prune(self, seen: set[str]) -> None:
-        for key in [key for key in self.store if key not in seen]:
+    def _prune(self, listed: set[str]) -> None:
+        for key in [key for key in self.store if key not in listed]:
             self._apply(key, None)
         if not self.synced.is_set():
             self.synced.set()

@@ -80,8 +80,8 @@ def _gates(value: str) -> dict[str, bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """`option` is an attribute of Options; `field` a (dotted) field of KubeletConfiguration; neither: no
-    effect."""
+    """Sets an attribute of Options (`option`) or a KubeletConfiguration field (`field`, dotted), or
+    nothing."""
 
     parse: Parser = _text
     option: str = ""

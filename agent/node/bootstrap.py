@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 import time
 from pathlib import Path
 
@@ -26,7 +24,9 @@ from host.errors import InputError
 from host.files import write_atomic
 
 log = logging.getLogger(__name__)
-CURRENT = "kubelet-client-current.pem"
+PREFIX = "kubelet-client"
+"""Of the files' names, which kubeadm knows."""
+
 RETRY = 5.0
 RENEW_RETRY = 60.0
 
@@ -69,23 +69,10 @@ async def bootstrap(*, bootstrap_file: Path, target: Path, pki: Path, node_name:
                 raise InputError(str(exc)) from exc
     finally:
         await transport.close()
-    pem = store(pki, chain, key, now=time.time())
+    pem = certificates.store(pki, chain, key, prefix=PREFIX, now=time.time())
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     write_atomic(target, kubeconfig.render(access, cert_file=pem, key_file=pem), mode=0o600)
     log.info("bootstrap done kubeconfig=%s certificate=%s", target, pem)
-
-
-def store(pki: Path, chain: bytes, key: bytes, *, now: float) -> Path:
-    """Write certificate and key into one file and move the link to it; answers the link. Raises HostError."""
-    pki.mkdir(mode=0o755, parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%d-%H-%M-%S", time.gmtime(now))
-    target = pki / f"kubelet-client-{stamp}.pem"
-    write_atomic(target, chain.rstrip(b"\n") + b"\n" + key, mode=0o600)
-    link = pki / CURRENT
-    fresh = pki / f".{CURRENT}.new"
-    fresh.unlink(missing_ok=True)
-    os.symlink(target.name, fresh)
-    os.replace(fresh, link)
-    return link
 
 
 class Rotation:
@@ -105,15 +92,14 @@ class Rotation:
                 log.warning("client certificate not readable file=%s error=%s", self._file, exc)
                 await self._clock.sleep(RENEW_RETRY)
                 continue
-            due = start + (end - start) * random.uniform(0.7, 0.9)  # noqa: S311 - spreads load
-            await self._clock.sleep(due - self._clock.now())
+            await self._clock.sleep(certificates.due(start, end) - self._clock.now())
             await self._renew()
 
     async def _renew(self) -> None:
         try:
             key, request = await asyncio.to_thread(certificates.new_request, self._wanted)
             chain = await certificates.obtain(self._client, self._wanted, request)
-            store(self._file.parent, chain, key, now=self._clock.now())
+            certificates.store(self._file.parent, chain, key, prefix=PREFIX, now=self._clock.now())
             log.info("client certificate renewed file=%s", self._file)
         except (ApiError, certificates.Denied) as exc:
             log.warning("client certificate not renewed error=%s", exc)

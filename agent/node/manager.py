@@ -90,6 +90,7 @@ class NodeManager:
         self._wake = asyncio.Event()
         self._posted: tuple[object, ...] | None = None
         self._posted_at = 0.0
+        self._said = ""
         self._images: Sequence[ContainerImage] = ()
         self._runtime_state = RuntimeState(error="not asked yet")
         self._runtime_seen = clock.monotonic()
@@ -137,6 +138,9 @@ class NodeManager:
         """Create the Node, or adopt the existing one."""
         client = self._client
         if client is None:
+            return
+        if not self.plan.register:
+            self.node = await client.get(NODES, self.plan.name)
             return
         now = format_time(self._clock.now())
         stamped = msgspec.structs.replace(
@@ -219,8 +223,9 @@ class NodeManager:
     def _note_readiness(self) -> None:
         condition = next(item for item in self.status.conditions if item.type == "Ready")
         ready = condition.status == "True"
-        if ready != self.ready or self._posted is None:
+        if condition.message != self._said:
             log.info("node ready=%s message=%r", str(ready).lower(), condition.message)
+            self._said = condition.message
         if ready != self.ready and self._posted is not None:
             reason = "NodeReady" if ready else "NodeNotReady"
             message = f"Node {self.plan.name} status is now: {reason}"

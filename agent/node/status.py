@@ -49,7 +49,8 @@ class NodePlan:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
     provider_id: str = ""
-    pod_cidr: str = ""
+    register: bool = True
+    """Create the Node where there is none (registerNode); False waits until somebody made it."""
     reserved: tuple[Mapping[str, str], ...] = ()
     """systemReserved and kubeReserved."""
     eviction_hard: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -38,6 +38,8 @@ from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_IDLE_SHARE = 50  # rechecks of a large cluster are spaced so that they take at most a 50th of the time
+
 Annotate = Callable[[Mapping[str, str]], Awaitable[None]]
 """Writes annotations to our own Node; may raise what the API client raises, and is asked again later."""
 
@@ -100,9 +102,20 @@ class Overlay:
         self._peers_known = asyncio.Event()
 
     def update(self, nodes: Mapping[str, Node]) -> None:
-        """Take the full set of Nodes by name (the informer's store) and wake the loop. Cheap."""
-        self._nodes = dict(nodes)
-        self._wake.set()
+        """Take the full set of Nodes by name (the informer's store); wakes the loop if it matters to it.
+
+        Cheap: Nodes change with every heartbeat, and mostly in nothing that concerns the overlay.
+        """
+        before, self._nodes = self._nodes, dict(nodes)
+        if (
+            before is None
+            or before.keys() != nodes.keys()
+            or any(
+                before[name] is not node and peers.relevant(before[name]) != peers.relevant(node)
+                for name, node in nodes.items()
+            )
+        ):
+            self._wake.set()
 
     @property
     def pod_mtu(self) -> int:
@@ -130,10 +143,13 @@ class Overlay:
                 self._kernel.close()
 
     async def _keep(self) -> None:
+        spent = 0.0
         while True:
             if self._nodes is not None:
+                started = self._clock.monotonic()
                 self._say(await self._round(self._nodes))
-            await self._wait()
+                spent = self._clock.monotonic() - started
+            await self._wait(max(self._settings.recheck_seconds, _IDLE_SHARE * spent))
 
     async def _probe(self, report: Report) -> None:
         """Tell of peers that large packets do not reach, once for each time it starts."""
@@ -152,9 +168,9 @@ class Overlay:
             known = set(narrow)
             await self._clock.sleep(self._settings.mtu_probe_seconds)
 
-    async def _wait(self) -> None:
-        """Until an update wakes us or the recheck is due."""
-        pause = asyncio.ensure_future(self._clock.sleep(self._settings.recheck_seconds))
+    async def _wait(self, seconds: float) -> None:
+        """Until an update wakes us or so much time has passed."""
+        pause = asyncio.ensure_future(self._clock.sleep(seconds))
         woken = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait((pause, woken), return_when=asyncio.FIRST_COMPLETED)

@@ -2,7 +2,7 @@
 
 Each peer is sent two ICMP echoes that must not be fragmented: a small one and one of the underlay's MTU. Only
 the pair tells something: both lost may be a firewall or a node that is down; the small one back and the large
-one lost, twice, is a path with a smaller MTU than this node's device claims.
+one lost, three times, is a path with a smaller MTU than this node's device claims.
 
 Not for: finding the right MTU. The message says what to set.
 """
@@ -27,6 +27,7 @@ _SMALL = 64
 _HEADERS = 28  # IPv4 20, ICMP 8
 _ANSWER_SECONDS = 1.0
 _PARALLEL = 16
+_TRIES = 3  # of each size: any network loses a packet now and then
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, do not trust the path MTU remembered
 _ECHO_REQUEST, _ECHO_REPLY = 8, 0
 
@@ -41,11 +42,17 @@ async def find_narrow(peers: Mapping[str, IPAddress], mtu: int, echo: Echo) -> d
     """
     limit = asyncio.Semaphore(_PARALLEL)
 
+    async def answers(host: IPAddress, size: int) -> bool:
+        for _ in range(_TRIES):
+            if await echo(host, size):
+                return True
+        return False
+
     async def is_narrow(host: IPAddress) -> bool:
         async with limit:
-            if not await echo(host, _SMALL):
-                return False
-            return not (await echo(host, mtu) or await echo(host, mtu)) and await echo(host, _SMALL)
+            return (
+                await answers(host, _SMALL) and not await answers(host, mtu) and await answers(host, _SMALL)
+            )
 
     names = [name for name in sorted(peers) if peers[name].version == 4]
     narrow = await asyncio.gather(*(is_narrow(peers[name]) for name in names))

@@ -39,6 +39,12 @@ def own_annotations(settings: OverlaySettings, *, host: IPAddress, mac: str) -> 
     }
 
 
+def relevant(node: Node) -> tuple[object, ...]:
+    """All of a Node that the overlay looks at; as long as it is equal, nothing has to be done."""
+    ours = {key: value for key, value in node.metadata.annotations.items() if key.startswith(PREFIX)}
+    return ours, node.spec.pod_cidr, node.spec.pod_cidrs, node.status.addresses
+
+
 def pod_ranges(node: Node) -> tuple[IPNetwork, ...]:
     """The pod CIDRs a controller gave the node; () when none yet. Raises InputError."""
     texts = node.spec.pod_cidrs or ((node.spec.pod_cidr,) if node.spec.pod_cidr else ())

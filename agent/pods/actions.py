@@ -208,5 +208,7 @@ class Observed:
     condemned: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     """Ids of containers a probe wants killed → event text and seconds of grace."""
     stop: Stop | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Container name → its next restart count, where the runtime has lost the run before (node reboot)."""
     cgroup: bool = True
     """Whether the pod's cgroup may still be there."""

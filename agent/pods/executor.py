@@ -19,6 +19,7 @@ from agent.pods import actions, spec
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
 from agent.pods.images import ImageProblem
+from agent.pods.loglinks import remove_links
 from agent.pods.memory import Memory
 from agent.pods.naming import NamingError, pod_dns
 from agent.pods.ports import Ports
@@ -299,6 +300,7 @@ class Executor:
                 path.rmdir()  # only when empty: what is still in there is somebody's data or mount
             except OSError:
                 continue
+        remove_links(settings, pod)
         shutil.rmtree(settings.log_dir(meta.namespace, meta.name, meta.uid), ignore_errors=True)
 
 

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from agent.api.structs import Container, Secret
 from agent.pods import spec
+from agent.pods.convert import ImageFact
 from agent.pods.credentials import credentials
-from agent.pods.runtime import ImageFact, RuntimeFailure
+from agent.pods.runtime import RuntimeFailure
 from host.clocks import Clock
 from proto.cri import runtime_pb2 as pb
 

@@ -258,8 +258,9 @@ class PodManager:
             self.put(successor)
 
     def static_pods(self) -> list[Pod]:
-        """The static pods of this node."""
-        return [w.pod for w in self._workers.values() if spec.is_static(w.pod) and not w.removed]
+        """The static pods of this node, those that wait for a predecessor to end included."""
+        now = [w.pod for w in self._workers.values() if spec.is_static(w.pod) and not w.removed]
+        return [*now, *self._next.values()]
 
     def mirror_pods(self) -> list[Pod]:
         """Their mirrors in the API."""
@@ -320,7 +321,7 @@ class PodManager:
 
     def pods(self) -> list[Pod]:
         """Every pod of this node with the status computed here (which the API may not have yet)."""
-        return [_with_status(w) for w in self._workers.values() if w.pod.spec.containers]
+        return [_with_status(w) for w in self._workers.values() if not w.removed]
 
     def find(self, namespace: str, name: str, uid: str | None = None) -> Pod | None:
         """The pod of that name (and uid, when given), with its computed status, or None."""
@@ -347,6 +348,15 @@ class PodManager:
         facts = self._facts_of(namespace, name, uid)
         fact = facts.previous(container) if previous else facts.latest(container)
         return fact.log_path or None if fact is not None else None
+
+    def running_logs(self) -> list[tuple[str, Path]]:
+        """Ids and log files of all running containers, for log rotation."""
+        return [
+            (fact.id, Path(fact.log_path))
+            for uid in self._workers
+            for fact in self.observer.of(uid).containers
+            if fact.state is State.RUNNING and fact.log_path
+        ]
 
     def evict(self, uid: str, reason: str, message: str) -> None:
         """End a pod for the node's sake; its object stays, in phase Failed."""

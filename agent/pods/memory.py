@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from agent.api.structs import PodStatus
 from agent.pods.actions import Failure, Stop, Volumes
+from agent.pods.convert import ImageFact
 from agent.pods.restart import Backoff
-from agent.pods.runtime import ImageFact
 from agent.pods.status import Verdict
 from agent.volumes.base import PreparedVolume
 

@@ -20,8 +20,9 @@ from typing import Protocol
 
 import grpc
 
+from agent.pods.convert import Event
 from agent.pods.facts import ContainerFact, PodFacts, SandboxFact, merge, without
-from agent.pods.runtime import Event, RuntimeFailure
+from agent.pods.runtime import RuntimeFailure
 from host.clocks import Clock
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,10 @@ class Observer:
         if facts is None:
             return
         rest = without(facts, gone)
+        kept = {c.id for c in rest.containers}
+        for container in facts.containers:
+            if container.id not in kept:
+                self._learned.pop(container.id, None)
         if rest.empty:
             del self._pods[uid]
         else:

@@ -62,7 +62,7 @@ def plan(pod: Pod, seen: Observed) -> list[Action]:
 
 
 def _kills(pod: Pod, seen: Observed) -> list[Action]:
-    """Containers that run and must not: condemned by a probe, changed in the spec, or left in a dead sandbox."""
+    """Containers that run and must not: condemned by a probe, changed, or left in a dead sandbox."""
     actions: list[Action] = []
     box = seen.facts.sandbox
     for fact in seen.facts.containers:
@@ -88,7 +88,7 @@ def _kills(pod: Pod, seen: Observed) -> list[Action]:
 
 
 def _garbage(pod: Pod, facts: PodFacts) -> list[Action]:
-    """Dead containers beyond one a name besides the newest, and old sandboxes that hold none of those kept."""
+    """Dead containers beyond one a name besides the newest, and old sandboxes without any of those."""
     kept: dict[str, int] = {}
     actions: list[Action] = []
     homes = set()
@@ -167,7 +167,7 @@ def _start(
         return [] if pull.key in seen.jobs else [pull]
     if box is None or seen.volumes is not Volumes.READY:
         return []
-    attempt = 0 if known is None else known.restart_count + 1
+    attempt = seen.restarts.get(container.name, 0) if known is None else known.restart_count + 1
     return [StartContainer(container.name, attempt, box.id, image_id, exited)]
 
 
@@ -191,7 +191,7 @@ def _failure_hold(seen: Observed, container: Container, failure: Failure) -> Hol
 
 
 def _pull_ahead(pod: Pod, seen: Observed, current: Container) -> list[Action]:
-    """Images of the app containers after one that is being started, when that one is an app container itself."""
+    """Images of the app containers after one that is being started, when that is an app container."""
     names = [c.name for c in pod.spec.containers]
     if current.name not in names:
         return []

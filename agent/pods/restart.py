@@ -74,7 +74,7 @@ def wants_start(pod: Pod, container: Container, fact: ContainerFact | None) -> b
 
 
 def finished(pod: Pod, facts: PodFacts) -> bool:
-    """Whether the pod's work is over for good: every app container ended, or an init container failed finally."""
+    """Whether the work is over for good: every app container ended, or an init container failed finally."""
     for container in pod.spec.init_containers:
         fact = facts.latest(container.name)
         if (

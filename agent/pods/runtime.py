@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from agent.pods import facts
+from agent.pods.convert import (
+    Event,
+    ImageFact,
+    add,
+    container_fact,
+    event,
+    image_fact,
+    owner_of,
+    sandbox_fact,
+)
 from proto.cri import runtime_pb2 as pb
 from proto.cri import runtime_pb2_grpc as rpc
 
-_NANO = 1e9
 _MAX_MESSAGE = 16 << 20
 _DEFAULT_TIMEOUT = 120.0
 
@@ -42,34 +51,12 @@ class RuntimeUnavailable(RuntimeFailure):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFact:
-    """An image the runtime holds: its id (`sha256:…`), its names, and the user its configuration asks for."""
-
-    id: str
-    repo_tags: tuple[str, ...] = ()
-    repo_digests: tuple[str, ...] = ()
-    size: int = 0
-    uid: int | None = None
-    username: str = ""
-    pinned: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExecResult:
     """How a command run in a container ended."""
 
     exit_code: int
     stdout: bytes
     stderr: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something happened to a sandbox or container; carries the pod's facts where the runtime sent them."""
-
-    id: str
-    deleted: bool
-    pod: facts.PodFacts | None
 
 
 class Runtime:
@@ -263,7 +250,7 @@ class Runtime:
     # --- everything at once -------------------------------------------------------------------------------
 
     async def pods(self) -> dict[str, facts.PodFacts]:
-        """Every pod the runtime holds, by uid: one list of sandboxes, one of containers, then their details."""
+        """Every pod the runtime holds, by uid: lists of sandboxes and containers, then their details."""
         boxes, cons = await asyncio.gather(
             self._call("ListPodSandbox", pb.ListPodSandboxRequest(), timeout=60),
             self._call("ListContainers", pb.ListContainersRequest(), timeout=60),
@@ -281,10 +268,10 @@ class Runtime:
                 uid, facts.PodFacts(uid=uid, namespace=box.metadata.namespace, name=box.metadata.name)
             )
         places = [(owner[b.id], b.id) for b in boxes.items]
-        places += [(_uid(con, owner), con.pod_sandbox_id) for con in cons.containers]
+        places += [(owner_of(con, owner), con.pod_sandbox_id) for con in cons.containers]
         for (uid, sandbox_id), detail in zip(places, details, strict=True):
             if uid and detail is not None:
-                pods[uid] = _add(pods.get(uid, facts.PodFacts(uid=uid)), detail, sandbox_id)
+                pods[uid] = add(pods.get(uid, facts.PodFacts(uid=uid)), detail, sandbox_id)
         return pods
 
     @staticmethod
@@ -326,81 +313,3 @@ def _failure(exc: grpc.aio.AioRpcError) -> RuntimeFailure:
         grpc.StatusCode.UNAVAILABLE: RuntimeUnavailable,
     }
     return kinds.get(exc.code(), RuntimeFailure)(exc.code(), exc.details() or exc.code().name.lower())
-
-
-def sandbox_fact(status: pb.PodSandboxStatus) -> facts.SandboxFact:
-    """Facts from a CRI sandbox status."""
-    ips = [status.network.ip, *(ip.ip for ip in status.network.additional_ips)]
-    return facts.SandboxFact(
-        id=status.id,
-        attempt=status.metadata.attempt,
-        ready=status.state == pb.SANDBOX_READY,
-        created_at=status.created_at / _NANO,
-        ips=tuple(ip for ip in ips if ip),
-        host_network=status.linux.namespaces.options.network == pb.NODE,
-        runtime_handler=status.runtime_handler,
-        root=status.annotations.get(facts.ANNOTATION_ROOT, ""),
-    )
-
-
-def container_fact(status: pb.ContainerStatus, sandbox_id: str = "") -> facts.ContainerFact:
-    """Facts from a CRI container status; the status does not name its sandbox, so the caller does."""
-    restarts = status.annotations.get(facts.ANNOTATION_RESTARTS, "")
-    return facts.ContainerFact(
-        id=status.id,
-        name=status.labels.get(facts.LABEL_CONTAINER_NAME, status.metadata.name),
-        sandbox_id=sandbox_id,
-        attempt=status.metadata.attempt,
-        state=facts.State(status.state),
-        created_at=status.created_at / _NANO,
-        started_at=status.started_at / _NANO,
-        finished_at=status.finished_at / _NANO,
-        exit_code=status.exit_code,
-        reason=status.reason,
-        message=status.message,
-        image=status.image.user_specified_image or status.image.image,
-        image_ref=status.image_ref,
-        image_id=status.image_id or status.image_ref,
-        log_path=status.log_path,
-        hash=status.annotations.get(facts.ANNOTATION_HASH, ""),
-        restart_count=int(restarts) if restarts.isdecimal() else status.metadata.attempt,
-        labels=dict(status.labels),
-        annotations=dict(status.annotations),
-    )
-
-
-def image_fact(image: pb.Image) -> ImageFact:
-    """Facts from a CRI image."""
-    return ImageFact(
-        id=image.id,
-        repo_tags=tuple(image.repo_tags),
-        repo_digests=tuple(image.repo_digests),
-        size=image.size,
-        uid=image.uid.value if image.HasField("uid") else None,
-        username=image.username,
-        pinned=image.pinned,
-    )
-
-
-def event(message: pb.ContainerEventResponse) -> Event:
-    """An event with the pod's facts, None where the runtime sent no sandbox status."""
-    deleted = message.container_event_type == pb.CONTAINER_DELETED_EVENT
-    box = message.pod_sandbox_status
-    if not box.id:
-        return Event(id=message.container_id, deleted=deleted, pod=None)
-    pod = facts.merge(
-        facts.PodFacts(uid=box.metadata.uid, namespace=box.metadata.namespace, name=box.metadata.name),
-        sandboxes=[sandbox_fact(box)],
-        containers=[container_fact(status, box.id) for status in message.containers_statuses],
-    )
-    return Event(id=message.container_id, deleted=deleted, pod=pod)
-
-
-def _uid(container: pb.Container, owner: Mapping[str, str]) -> str:
-    return owner.get(container.pod_sandbox_id) or container.labels.get(facts.LABEL_POD_UID, "")
-
-
-def _add(pod: facts.PodFacts, detail: Any, sandbox_id: str) -> facts.PodFacts:
-    if isinstance(detail, facts.SandboxFact):
-        return facts.merge(pod, sandboxes=[detail], containers=[])
-    return facts.merge(pod, sandboxes=[], containers=[replace(detail, sandbox_id=sandbox_id)])

@@ -21,7 +21,7 @@ from agent.api.structs import (
     SELinuxOptions,
 )
 from agent.pods import spec
-from agent.pods.runtime import ImageFact
+from agent.pods.convert import ImageFact
 from agent.pods.settings import PodSettings
 from proto.cri import runtime_pb2 as pb
 

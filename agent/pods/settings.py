@@ -1,4 +1,4 @@
-"""What the pods component is told once: names, paths and limits, grouped. No defaults that tests alone need."""
+"""What the pods component is told once: names, paths and limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PodSettings:
     """Addresses of the cluster's DNS service (clusterDNS)."""
     cluster_domain: str = "cluster.local"
     """The cluster's domain (clusterDomain)."""
-    host_dns: Dns = Dns()
+    host_dns: Dns = field(default_factory=Dns)
     """Content of the node's resolv.conf (resolvConf)."""
     max_pods: int = 110
     """Pods the node takes (maxPods)."""
@@ -39,7 +39,8 @@ class PodSettings:
     seccomp_default: bool = False
     """Whether RuntimeDefault stands for an absent seccomp profile (seccompDefault)."""
     max_restart_delay: float = 300.0
-    """Longest wait in seconds between restarts of a crashing container (crashLoopBackOff.maxContainerRestartPeriod)."""
+    """Longest wait in seconds between restarts of a crashing container
+    (crashLoopBackOff.maxContainerRestartPeriod)."""
     max_parallel_pulls: int = 10
     """Images pulled at the same time (maxParallelImagePulls); 1 is kubelet's serializeImagePulls."""
     memory_capacity: int = 0
@@ -50,6 +51,11 @@ class PodSettings:
     """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
     relist_seconds: float = 60.0
     """How often everything is compared with the runtime's lists, as a net below its events."""
+
+    @property
+    def links_dir(self) -> Path:
+        """The flat directory of log links beside the pod logs (/var/log/containers)."""
+        return self.log_root.parent / "containers"
 
     def pod_dir(self, uid: str) -> Path:
         """The pod's own directory."""

@@ -58,7 +58,7 @@ def field_path(pod: Pod, name: str) -> str:
 
 
 def container_hash(container: Container) -> str:
-    """What makes a running container another one: its name and image, the only parts that may change in place."""
+    """What makes a running container another one: name and image, the only parts that change in place."""
     return hashlib.sha256(f"{container.name}\n{container.image}".encode()).hexdigest()[:16]
 
 

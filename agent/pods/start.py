@@ -8,6 +8,7 @@ directory.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import stat
 from pathlib import Path
@@ -19,6 +20,7 @@ from agent.pods.env import EnvError, EnvSources, environment, references
 from agent.pods.executor import Executor, JobFailed
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
+from agent.pods.loglinks import add_link
 from agent.pods.memory import Memory
 from agent.pods.naming import NamingError, host_network_hosts_file, hostname_and_domain, hosts_file
 from agent.pods.ports import Ports
@@ -29,6 +31,7 @@ from agent.pods.settings import PodSettings
 from agent.pods.translate import container_config
 from agent.volumes.base import Mount, VolumeError
 
+log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 4096
 TAIL_BYTES, TAIL_LINES = 2048, 80
 NODE_HOSTS = Path("/etc/hosts")
@@ -87,6 +90,11 @@ async def start_container(
         raise JobFailed("RunContainerError", str(exc), first=0.0, maximum=0.0) from exc
     executor.say(pod, "Normal", "Started", "Container started", container=container.name)
     memory.images.pop(container.name, None)
+    log_path = f"{sandbox.log_directory}/{config.log_path}"
+    try:
+        add_link(ports.settings, pod, container=container.name, container_id=container_id, log_path=log_path)
+    except OSError as exc:
+        log.warning("no log link pod=%s error=%s", spec.full_name(pod), exc)
     await executor.refresh(uid, container_id, at_least=State.RUNNING)
     if post_start is not None:
         await _post_start(executor, pod, container, container_id, memory)

@@ -21,6 +21,8 @@ from agent.pods.status_patch import status_patch
 from host.clocks import Clock
 
 log = logging.getLogger(__name__)
+CONFLICTS = 3
+"""Conflicts in a row after which the object counts as another one."""
 ROUTINE_DELAY = 0.25
 """Seconds a routine status waits for a better one."""
 
@@ -33,6 +35,14 @@ class _Entry:
     soon: asyncio.Event | None = None
     delete: bool = False
     task: asyncio.Task[None] | None = None
+
+
+def _is_gone(exc: errors.ApiError, failures: int) -> bool:
+    """Whether the object is gone, or a namesake with another uid is there; the watch tells the pod store.
+
+    A conflict may also be the server's own race with another writer, which passes.
+    """
+    return isinstance(exc, errors.NotFound) or (isinstance(exc, errors.Conflict) and failures >= CONFLICTS)
 
 
 class StatusWriter:
@@ -114,12 +124,11 @@ class StatusWriter:
                         continue
                     await self._delete(entry)
                     return
-                except (errors.NotFound, errors.Conflict):
-                    # Gone, or a namesake with another uid: the watch tells the pod store, nothing to do here.
-                    entry.written, entry.delete = entry.wanted, False
-                    return
                 except errors.ApiError as exc:
                     failures += 1
+                    if _is_gone(exc, failures):
+                        entry.written, entry.delete = entry.wanted, False
+                        return
                     level = logging.INFO if isinstance(exc, errors.Temporary) else logging.WARNING
                     log.log(level, "status not written pod=%s error=%s", entry.target.metadata.name, exc)
                     pause = retry_delay(failures, first=0.25, maximum=10.0)

@@ -15,8 +15,8 @@ from typing import Any
 from agent.api.structs import Container, Pod
 from agent.expansion import expand
 from agent.pods import facts, spec
+from agent.pods.convert import ImageFact
 from agent.pods.naming import Dns, kernel_hostname
-from agent.pods.runtime import ImageFact
 from agent.pods.security import SpecError, container_security, namespaces, sandbox_security
 from agent.pods.settings import PodSettings
 from agent.resources import qos
@@ -35,6 +35,7 @@ def sandbox_config(
     pod: Pod, *, attempt: int, dns: Dns, cgroup_parent: str, settings: PodSettings
 ) -> pb.PodSandboxConfig:
     """The configuration of a pod's sandbox. Raises NamingError, SpecError."""
+    _check_supported(pod)
     meta = pod.metadata
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(
@@ -54,6 +55,13 @@ def sandbox_config(
     if not pod.spec.host_network:
         config.hostname = kernel_hostname(pod, settings.cluster_domain)
     return config
+
+
+def _check_supported(pod: Pod) -> None:
+    if pod.spec.runtime_class_name:
+        raise SpecError(f"runtimeClassName {pod.spec.runtime_class_name!r} is not supported by this node")
+    if pod.spec.resource_claims:
+        raise SpecError("resourceClaims are not supported by this node")
 
 
 def _pod_labels(pod: Pod) -> dict[str, str]:
@@ -99,6 +107,8 @@ def container_config(
         mounts: its volumes and the files the agent manages.
         target_id: for an ephemeral container, the id of the container whose processes it shares.
     """
+    if container.volume_devices:
+        raise SpecError(f"container {container.name}: volumeDevices are not supported by this node")
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=container.name, attempt=attempt),
         image=pb.ImageSpec(image=image.id, user_specified_image=container.image),

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from agent.api.structs import Pod
+from agent.api.structs import Pod, PodStatus
 from agent.api.times import parse_time
 from agent.pods import actions, spec
 from agent.pods.executor import Executor, JobFailed
@@ -145,7 +145,17 @@ class PodWorker:
                     )
                 fact = dataclasses.replace(fact, message=memory.messages.get(fact.id, ""))
             containers.append(fact)
+        self._forget_others({fact.id for fact in containers})
         return dataclasses.replace(facts, containers=tuple(containers))
+
+    def _forget_others(self, ids: set[str]) -> None:
+        """Drop what is remembered of containers that are no more, or a crash loop would grow without end."""
+        memory = self.memory
+        for table in (memory.exits, memory.messages, memory.condemned):
+            for key in table.keys() - ids:
+                del table[key]
+        if not self._jobs:
+            memory.own &= ids
 
     def _decide(self, facts: PodFacts, now: float) -> None:
         """Whether the pod has to stop, and by when."""
@@ -235,6 +245,7 @@ class PodWorker:
             started=self._started(facts),
             condemned=dict(memory.condemned),
             stop=memory.stop,
+            restarts=_next_restarts(memory.status),
             cgroup=memory.cgroup,
         )
 
@@ -396,3 +407,9 @@ class PodWorker:
         self._ports.probes.remove_pod(self.uid)
         self._executor.sweep(self.pod)
         self._on_finished(self.uid)
+
+
+def _next_restarts(status: PodStatus) -> dict[str, int]:
+    """What each container's next run counts as, going by the status alone."""
+    every = (*status.init_container_statuses, *status.container_statuses)
+    return {s.name: s.restart_count + (1 if s.state.terminated else 0) for s in every}

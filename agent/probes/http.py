@@ -113,8 +113,7 @@ async def fetch(url: str, headers: Headers) -> Answer:
     try:
         writer.write(render_request(url, headers))
         while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            answer = parse_head(head)
+            answer = parse_head(await _read_head(reader))
             if answer.status >= 200 or answer.status == 101:
                 break
         body = await _body(reader) if 300 <= answer.status < 400 else b""
@@ -127,6 +126,22 @@ async def fetch(url: str, headers: Headers) -> Answer:
         raise BadAnswer(f"response head larger than {_HEAD_LIMIT} bytes") from exc
     finally:
         writer.transport.abort() if secure else writer.close()
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes:
+    """Everything before the empty line, its lines ended by CRLF.
+
+    A bare LF ends a line too, even between lines that end in CRLF, as in kubelet's parser: CGI scripts and
+    hand-made servers do that.
+    """
+    lines: list[bytes] = []
+    size = 0
+    while (line := await reader.readuntil(b"\n")) not in (b"\r\n", b"\n"):
+        size += len(line)
+        if size > _HEAD_LIMIT:
+            raise BadAnswer(f"response head larger than {_HEAD_LIMIT} bytes")
+        lines.append(line.rstrip(b"\r\n"))
+    return b"\r\n".join(lines)
 
 
 async def _body(reader: asyncio.StreamReader) -> bytes:

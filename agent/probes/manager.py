@@ -190,7 +190,7 @@ class ProbeManager:
             self.remove(container_id)
 
     def terminating(self, pod_uid: str) -> None:
-        """A pod is being deleted: stop its startup and liveness probes; readiness goes on, as with kubelet."""
+        """A pod is being deleted: stop its startup and liveness probes; readiness goes on, as in kubelet."""
         for container_id in self._of_pod(pod_uid):
             watched = self._watched[container_id]
             for kind in (Kind.STARTUP, Kind.LIVENESS):
@@ -202,7 +202,7 @@ class ProbeManager:
         return [key for key, watched in self._watched.items() if watched.pod.metadata.uid == pod_uid]
 
     def started(self, container_id: str) -> bool:
-        """Whether the container counts as started: no startup probe, or it has succeeded. False if unknown."""
+        """Whether the container has started: no startup probe, or it has succeeded. False for unknown ids."""
         watched = self._watched.get(container_id)
         return watched is not None and watched.started.is_set()
 

@@ -25,7 +25,7 @@ OUTPUT_LIMIT = 10 << 10
 
 
 class Unmeasurable(Exception):
-    """The probe itself could not run (no such port name, the runtime did not answer): neither good nor bad."""
+    """The probe itself could not run (no such port name, no answer from the runtime): not good, not bad."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def host_port(host: str, port: int) -> str:
 
 
 def dial_error(exc: OSError, host: str, port: int) -> str:
-    """The words people know from kubelet's events, e.g. "dial tcp 10.0.0.1:80: connect: connection refused"."""
+    """The words of kubelet's events, for instance "dial tcp 10.0.0.1:80: connect: connection refused"."""
     if isinstance(exc, TimeoutError):
         return f"dial tcp {host_port(host, port)}: i/o timeout"
     if isinstance(exc, socket.gaierror):

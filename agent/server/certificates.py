@@ -62,7 +62,7 @@ def ensure_self_signed(folder: Path, *, hostname: str, ips: Sequence[str]) -> Pa
     Blocking (key generation, files): call it in a thread. Raises HostError when the folder cannot be written.
     """
     pair = Pair(folder / "kubelet.crt", folder / "kubelet.key")
-    if not _usable(pair, hostname, ips):
+    if not usable(pair, hostname, ips):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         cert, key = self_signed(hostname=hostname, ips=ips, now=datetime.datetime.now(datetime.UTC))
         write_atomic(pair.key, key, mode=0o600)
@@ -71,7 +71,8 @@ def ensure_self_signed(folder: Path, *, hostname: str, ips: Sequence[str]) -> Pa
     return pair
 
 
-def _usable(pair: Pair, hostname: str, ips: Sequence[str]) -> bool:
+def usable(pair: Pair, hostname: str, ips: Sequence[str]) -> bool:
+    """Whether the pair fits together, names all of these, and does not expire within 30 days. Blocking."""
     # cryptography takes 0.1 s to import and is needed at start and for certificates only.
     from cryptography import x509
 

@@ -27,8 +27,7 @@ _PARAMETER = re.compile(r"\{(\w+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """One path. `subresources`: any one of them allows it; empty: nobody is asked (healthz on its own
-    port)."""
+    """One path. Any one of `subresources` allows it; there is always one."""
 
     methods: frozenset[str]
     pattern: str

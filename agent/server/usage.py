@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,75 +63,65 @@ def read_node(now: float, *, proc: Path = Path("/proc")) -> Reading:
     )
 
 
+_Point = tuple[Reading, dict[str, str]]
+_CPU = (
+    "cpu_usage_seconds_total",
+    "counter",
+    "[STABLE] Cumulative cpu time consumed by the {} in core-seconds",
+)
+_MEMORY = ("memory_working_set_bytes", "gauge", "[STABLE] Current working set of the {} in bytes")
+_STARTED = ("start_time_seconds", "gauge", "[STABLE] Start time of the {} since unix epoch in seconds")
+
+
 def resource_metrics(
     node: Reading | None, containers: Sequence[ContainerReading], *, error: bool
 ) -> tuple[Family, ...]:
     """The families of /metrics/resource, in kubelet's order and with its names."""
-    nodes = [node] if node else []
-    pods = _pods(containers)
-
-    def cpu(usage: Reading, **labels: str) -> Sample:
-        return Sample((usage.cpu or 0) / 1e9, labels, usage.time // 1_000_000)
-
-    def memory(usage: Reading, **labels: str) -> Sample:
-        return Sample(usage.working_set or 0, labels, usage.time // 1_000_000)
-
+    nodes: list[_Point] = [(node, {})] if node else []
+    own: list[_Point] = [(item.usage, _labels(item)) for item in containers]
+    pods: list[_Point] = [
+        (usage, {"namespace": namespace, "pod": pod})
+        for (namespace, pod, _), usage in _pods(containers).items()
+    ]
+    failed = (Sample(1 if error else 0),)
+    text = "1 if there was an error while getting container metrics, 0 otherwise"
     return (
-        Family(
-            "container_cpu_usage_seconds_total",
-            "counter",
-            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
-            tuple(cpu(c.usage, **_labels(c)) for c in containers if c.usage.cpu is not None),
-        ),
-        Family(
-            "container_memory_working_set_bytes",
-            "gauge",
-            "[STABLE] Current working set of the container in bytes",
-            tuple(memory(c.usage, **_labels(c)) for c in containers if c.usage.working_set is not None),
-        ),
-        Family(
-            "container_start_time_seconds",
-            "gauge",
-            "[STABLE] Start time of the container since unix epoch in seconds",
-            tuple(Sample(c.usage.started, _labels(c)) for c in containers if c.usage.started),
-        ),
-        Family(
-            "node_cpu_usage_seconds_total",
-            "counter",
-            "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
-            tuple(cpu(usage) for usage in nodes),
-        ),
-        Family(
-            "node_memory_working_set_bytes",
-            "gauge",
-            "[STABLE] Current working set of the node in bytes",
-            tuple(memory(usage) for usage in nodes),
-        ),
-        Family(
-            "pod_cpu_usage_seconds_total",
-            "counter",
-            "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
-            tuple(cpu(usage, namespace=ns, pod=pod) for (ns, pod, _), usage in pods.items()),
-        ),
-        Family(
-            "pod_memory_working_set_bytes",
-            "gauge",
-            "[STABLE] Current working set of the pod in bytes",
-            tuple(memory(usage, namespace=ns, pod=pod) for (ns, pod, _), usage in pods.items()),
-        ),
-        Family(
-            "resource_scrape_error",
-            "gauge",
-            "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
-            (Sample(1 if error else 0),),
-        ),
-        Family(
-            "scrape_error",
-            "gauge",
-            "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise",
-            (Sample(1 if error else 0),),
-        ),
+        _family("container", _CPU, _values(own, _cpu_seconds)),
+        _family("container", _MEMORY, _values(own, _working_set)),
+        _family("container", _STARTED, [(usage.started or None, labels, None) for usage, labels in own]),
+        _family("node", _CPU, _values(nodes, _cpu_seconds)),
+        _family("node", _MEMORY, _values(nodes, _working_set)),
+        _family("pod", _CPU, _values(pods, _cpu_seconds)),
+        _family("pod", _MEMORY, _values(pods, _working_set)),
+        Family("resource_scrape_error", "gauge", f"[STABLE] {text}", failed),
+        Family("scrape_error", "gauge", f"[ALPHA] {text}", failed),
     )
+
+
+def _values(
+    points: Sequence[_Point], value: Callable[[Reading], float | None]
+) -> list[tuple[float | None, dict[str, str], int | None]]:
+    """One figure of each reading, with the reading's time in Unix milliseconds."""
+    return [(value(usage), labels, usage.time // 1_000_000) for usage, labels in points]
+
+
+def _working_set(usage: Reading) -> float | None:
+    return usage.working_set
+
+
+def _cpu_seconds(usage: Reading) -> float | None:
+    return None if usage.cpu is None else usage.cpu / 1e9
+
+
+def _family(
+    subject: str,
+    words: tuple[str, str, str],
+    values: Sequence[tuple[float | None, dict[str, str], int | None]],
+) -> Family:
+    """One metric of a subject; things without a value are left out."""
+    name, kind, text = words
+    samples = tuple(Sample(value, labels, time) for value, labels, time in values if value is not None)
+    return Family(f"{subject}_{name}", kind, text.format(subject), samples)
 
 
 def from_cri(stats: Any, started: float) -> ContainerReading:

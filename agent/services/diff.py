@@ -178,18 +178,28 @@ def _in_delete_order(chains: Iterable[str]) -> list[str]:
     return sorted(chains, key=rank)
 
 
-def removal(present: Tables) -> list[TableChange]:
-    """The steps that take away everything of ours and nothing else, for --cleanup and after a change of mode."""
+def removal(present: Tables) -> Iterator[TableChange]:
+    """The steps that take away everything of ours and nothing else, for --cleanup and after a change of mode.
+
+    First what leads to our chains, then the chains of Services, then the chains that all Services shared.
+    """
     fixed = {
         "filter": {*rules.SHARED_CHAINS["filter"], rules.FORWARD, rules.CANARY},
         "nat": {*rules.SHARED_CHAINS["nat"], rules.MARK_MASQ, rules.POSTROUTING, rules.CANARY},
     }
-    ours = {
-        table: [chain for chain in present.get(table, {}) if chain in fixed[table] or _is_own(table, chain)]
-        for table in TABLES
-    }
-    return iptables.plan_removal(ours, present)
-
-
-def _is_own(table: str, chain: str) -> bool:
-    return table == "nat" and chain.startswith(rules.OWN_PREFIXES)
+    for table in TABLES:
+        there = present.get(table, {})
+        ours = {chain for chain in there if chain in fixed[table]}
+        jumps = [
+            f"-D {chain} {rule}"
+            for chain, body in there.items()
+            for rule in body
+            if not chain.startswith("KUBE-") and iptables.target_of(rule) in ours
+        ]
+        if ours:
+            yield TableChange(table, {chain: () for chain in ours}, extra=jumps)
+    yield from _stale(present, {})
+    for table in TABLES:
+        ours = fixed[table] & present.get(table, {}).keys()
+        if ours:
+            yield TableChange(table, delete=sorted(ours))

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 from host.clocks import Clock
 
 if TYPE_CHECKING:
-    from agent.api.structs import ConfigMap, Pod, Secret, TokenRequest
+    from agent.api.structs import (
+        ConfigMap,
+        PersistentVolume,
+        PersistentVolumeClaim,
+        Pod,
+        Secret,
+        TokenRequest,
+    )
     from agent.volumes.mounts import Mounter
     from agent.volumes.tokens import Tokens
 
@@ -24,7 +31,7 @@ class VolumeError(Exception):
     """A volume cannot be used, or cannot be taken away, now.
 
     Attributes:
-        reason: the event's reason, "FailedMount" or "FailedUnmount".
+        reason: the event's reason, "FailedMount" or "FailedUnMount".
         message: the event's text, e.g. 'MountVolume.SetUp failed for volume "x" : configmap "y" not found'.
     """
 
@@ -94,6 +101,16 @@ class Sources(Protocol):
         """POST .../serviceaccounts/{name}/token; the answer's status has the token and its expiry."""
 
 
+class Claims(Protocol):
+    """Where claims and their volumes come from; None where an object does not exist."""
+
+    async def get_claim(self, namespace: str, name: str) -> PersistentVolumeClaim | None:
+        """A PersistentVolumeClaim."""
+
+    async def get_persistent_volume(self, name: str) -> PersistentVolume | None:
+        """A PersistentVolume."""
+
+
 AllocatableGetter = Callable[[], Mapping[str, str]]
 """The node's allocatable resources now: resource name → quantity text."""
 
@@ -111,6 +128,7 @@ class Context:
         clock: time.
         allocatable: the node's allocatable by resource name, for limits that a container leaves unset.
         host_root: "/" except in tests.
+        claims: PersistentVolumes and claims; None on a node without API.
     """
 
     pod: Pod
@@ -121,6 +139,7 @@ class Context:
     clock: Clock
     allocatable: Mapping[str, str]
     host_root: Path
+    claims: Claims | None = None
 
     @property
     def fs_group(self) -> int | None:

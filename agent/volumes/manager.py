@@ -15,10 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.api.errors import ApiError
 from agent.expansion import expand
-from agent.volumes import config_map, downward_api, empty_dir, host_path, projected, secret
+from agent.volumes import claim, config_map, downward_api, empty_dir, host_path, projected, secret
 from agent.volumes.base import (
     AllocatableGetter,
+    Claims,
     Context,
     Mount,
     PreparedVolume,
@@ -51,6 +53,8 @@ _PLUGINS: tuple[tuple[str, str, SetUp], ...] = (
     ("secret", "secret", secret.set_up),
     ("projected", "projected", projected.set_up),
     ("downward_api", "downward-api", downward_api.set_up),
+    ("persistent_volume_claim", "persistent-claim", claim.set_up),
+    ("ephemeral", "persistent-claim", claim.set_up),
 )
 """Field of the API's Volume, kubelet's name of the plugin, and what sets it up."""
 
@@ -63,6 +67,7 @@ class VolumeManager:
     Args:
         root: the agent root, usually /var/lib/kubelet.
         sources: getters for ConfigMaps, Secrets and tokens.
+        claims: getters for claims and their volumes; None on a node without API.
         clock: time, for token renewal.
         allocatable: the node's allocatable resources, for limits that a container leaves unset.
         host_root: prefix of hostPath sources; "/" except in tests.
@@ -76,6 +81,7 @@ class VolumeManager:
         *,
         root: Path,
         sources: Sources,
+        claims: Claims | None = None,
         clock: Clock | None = None,
         allocatable: AllocatableGetter = dict,
         host_root: Path = Path("/"),
@@ -83,6 +89,7 @@ class VolumeManager:
     ) -> None:
         self._pods_root = root / "pods"
         self._sources = sources
+        self._claims = claims
         self._clock = clock or SystemClock()
         self._allocatable = allocatable
         self._host_root = host_root
@@ -194,7 +201,7 @@ class VolumeManager:
                 await asyncio.to_thread(self._remove, self._pod_directory(pod_uid))
             except OSError as exc:
                 raise VolumeError(
-                    f"UnmountVolume.TearDown failed for pod {pod_uid}: {exc}", reason="FailedUnmount"
+                    f"UnmountVolume.TearDown failed for pod {pod_uid}: {exc}", reason="FailedUnMount"
                 ) from exc
         self._locks.pop(pod_uid, None)
 
@@ -222,7 +229,7 @@ class VolumeManager:
         for volume, outcome in zip(volumes, outcomes, strict=True):
             if isinstance(outcome, PreparedVolume):
                 prepared[volume.name] = outcome
-            elif isinstance(outcome, Unready | OSError):
+            elif isinstance(outcome, Unready | ApiError | OSError):
                 failures.append(f'MountVolume.SetUp failed for volume "{volume.name}" : {outcome}')
             else:
                 raise outcome
@@ -243,6 +250,7 @@ class VolumeManager:
             clock=self._clock,
             allocatable=self._allocatable(),
             host_root=self._host_root,
+            claims=self._claims,
         )
         return await set_up(context, volume)
 

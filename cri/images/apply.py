@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cri.images import tarstream
+from cri.images import attributes, tarstream
 from cri.images.errors import CorruptContent
 from cri.images.rootdir import RootDir, clean
 from cri.images.tarstream import Entry, TarStream
@@ -24,8 +24,6 @@ _AUFS = b".wh..wh."
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ID_BITS = stat.S_ISUID | stat.S_ISGID
 _PAGE = 4096
-# ENOTSUP: the file system has no such attributes. EPERM: user.* on links and devices.
-_XATTR_REFUSALS = (errno.ENOTSUP, errno.EPERM)
 
 Parts = tuple[bytes, ...]
 
@@ -139,7 +137,7 @@ class Applier:
         if entry.mode & (_ID_BITS | stat.S_ISVTX):
             os.fchmod(fd, entry.mode)
         if entry.xattrs:
-            _set_xattrs(fd, entry.xattrs)
+            attributes.set_all(fd, entry.xattrs)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def _directory(self, parent: int, parts: Parts, entry: Entry) -> None:
@@ -164,7 +162,7 @@ class Applier:
         if self._privileged:
             os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
-        _set_xattrs(fd, entry.xattrs)
+        attributes.set_all(fd, entry.xattrs)
         self._dir_times[parts] = entry.mtime_ns
 
     def _hardlink(self, parent: int, parts: Parts, entry: Entry) -> None:
@@ -212,7 +210,7 @@ class Applier:
                 if self._privileged:
                     os.fchown(fd, info.st_uid, info.st_gid)
                 os.fchmod(fd, stat.S_IMODE(info.st_mode))
-                _copy_xattrs(lower.fileno(), fd)
+                attributes.copy_all(lower.fileno(), fd)
                 os.utime(fd, ns=(info.st_mtime_ns, info.st_mtime_ns))
             finally:
                 os.close(fd)
@@ -322,7 +320,7 @@ class Applier:
                 if self._privileged:
                     os.fchown(fd, info.st_uid, info.st_gid)
                 os.fchmod(fd, stat.S_IMODE(info.st_mode))
-                _copy_xattrs(below, fd)
+                attributes.copy_all(below, fd)
                 self._dir_times[parts] = info.st_mtime_ns
             finally:
                 os.close(below)
@@ -377,27 +375,6 @@ def _is_whiteout(info: os.stat_result) -> bool:
 def _write_all(fd: int, data: memoryview) -> None:
     while data:
         data = data[os.write(fd, data) :]
-
-
-def _wanted(name: bytes) -> bool:
-    """File capabilities and the user's own attributes; never marks of overlayfs or of the host's policy."""
-    return name == b"security.capability" or (
-        name.startswith(b"user.") and not name.startswith(b"user.overlay.")
-    )
-
-
-def _set_xattrs(fd: int, xattrs: dict[bytes, bytes]) -> None:
-    for name, value in xattrs.items():
-        if _wanted(name):
-            try:
-                os.setxattr(fd, name, value)
-            except OSError as exc:
-                if exc.errno not in _XATTR_REFUSALS:
-                    raise
-
-
-def _copy_xattrs(source: int, target: int) -> None:
-    _set_xattrs(target, {os.fsencode(name): os.getxattr(source, name) for name in os.listxattr(source)})
 
 
 def _explained(exc: OSError, name: bytes) -> Exception:

@@ -65,8 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ls(arguments: argparse.Namespace) -> None:
     def rows(images: Any, _: Any, pb: Any) -> None:
+        found = images.ListImages(pb.ListImagesRequest(), timeout=_QUICK_SECONDS).images
         print(f"{'IMAGE ID':14}{'SIZE':>10}  NAME")
-        for image in images.ListImages(pb.ListImagesRequest(), timeout=_QUICK_SECONDS).images:
+        for image in found:
             names = [*image.repo_tags] or [*image.repo_digests] or ["<none>"]
             for name in names:
                 size = f"{image.size / 1e6:.1f} MB"

@@ -6,7 +6,6 @@ A layer is made in `tmp/` and renamed when it is whole and its DiffID is verifie
 
 import os
 import secrets
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from cri.images.apply import Applied
 from cri.images.blobs import disk_error
 from cri.images.reference import parse_digest
 from host import processes
-from host.errors import Busy, HostError
-from host.files import locked, read_record, write_record
+from host.errors import HostError
+from host.files import read_record, write_record
 
 _KIND = "image-layer"
 _VERSION = 1
@@ -100,17 +99,21 @@ class LayerStore:
             trash.rename(self._tmp / f"gone-{secrets.token_hex(8)}")
 
     async def sweep(self, *, keep: frozenset[Path] = frozenset(), everything: bool = False) -> None:
-        """Delete removed layers and abandoned work, in a process of its own: trees may be deep and large.
+        """Delete removed layers and abandoned work; the caller holds `import_lock`.
 
         Args:
             keep: work that is still under way.
             everything: at start, when nothing can be under way, half-done downloads too.
         """
-        with suppress(Busy), locked(self.import_lock):
-            rubbish = [
-                str(path)
+        await self.discard(
+            *(
+                path
                 for path in self._tmp.iterdir()
                 if path not in keep and (everything or path.name.startswith(("gone-", "bad-", "layer-")))
-            ]
-            if rubbish:
-                await processes.run_async(["rm", "-rf", "--", *rubbish], timeout=600.0)
+            )
+        )
+
+    async def discard(self, *rubbish: Path) -> None:
+        """Delete directories in a process of its own: trees of strangers may be deep and large."""
+        if rubbish:
+            await processes.run_async(["rm", "-rf", "--", *map(str, rubbish)], timeout=600.0)

@@ -246,8 +246,7 @@ class Pull:
         except ImageError as exc:
             if isinstance(exc, CorruptContent):
                 shop.blobs.remove(layer.digest)
-            shop.work.discard(work)
-            await shop.layers.sweep(keep=frozenset(shop.work))  # at once: the disk may be full
+            await shop.layers.discard(work)  # at once: the disk may be full
             raise type(exc)(f"{self._ref}: {exc}") from exc
         finally:
             shop.work.discard(work)

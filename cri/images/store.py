@@ -10,6 +10,7 @@ a crash or a full disk at any point leaves complete images and rubbish in `tmp/`
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ from cri.images.model import (
     StoreUsage,
 )
 from cri.images.pulling import Fetches, Pull, Pulled, Workshop
+from host.errors import Busy
 from host.files import locked
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ class ImageStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit = ExitStack()
         self._session: aiohttp.ClientSession | None = None
+        self._collecting = asyncio.Lock()
         self._syncing = False
         self._boot = ""
 
@@ -121,7 +124,8 @@ class ImageStore:
             _LOG.warning("%s", complaint)
         if shared:
             return
-        await self._shop.layers.sweep(everything=True)
+        with suppress(Busy), locked(self._shop.layers.import_lock):
+            await self._shop.layers.sweep(everything=True)
         for record in self._index.records():
             if any(chain_id not in self._shop.layers for chain_id in record.chain):
                 _LOG.warning("image %s lost a layer and is dropped: pull it again", record.id)
@@ -161,7 +165,9 @@ class ImageStore:
     async def _pull(
         self, ref: reference.Reference, auth: Credentials | None, progress: Progress | None
     ) -> ImageRecord:
-        from cri.images.registry import Fetcher, new_session  # aiohttp is slow to import: at the first pull
+        # aiohttp takes a good part of a second to import: at the first pull, and beside the event loop.
+        await asyncio.to_thread(importlib.import_module, "cri.images.registry")
+        from cri.images.registry import Fetcher, new_session
 
         if self._session is None:
             self._session = (self._new_session or new_session)(self._progress_timeout)
@@ -277,7 +283,15 @@ class ImageStore:
             self._background(self.collect())
 
     async def collect(self) -> None:
-        """Remove all that nothing refers to; to be awaited once after recovery."""
+        """Remove all that nothing refers to; to be awaited once after recovery.
+
+        While an importer is at work beside us nothing is removed; the next call makes up for it.
+        """
+        async with self._collecting:
+            with suppress(Busy), locked(self._shop.layers.import_lock):
+                await self._collect()
+
+    async def _collect(self) -> None:
         self._notice()
         for record in self._index.records():
             if record.removed and not self._holds.get(record.id):

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import socket
-import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from cri.runtime import identity, messages
 from cri.runtime.errors import StartFailed
 from cri.runtime.launch import Spawner, launch_spawner
 from cri.runtime.link import Link, connect
+from cri.runtime.placement import prepare
 from cri.runtime.process import Attachment, ExecProcess, collect
 from cri.runtime.spec import (
     ContainerFacts,
@@ -32,12 +32,12 @@ from cri.runtime.spec import (
 )
 from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups
-from host.errors import HostError, NotFound, TimedOut, from_errno, from_oserror
+from host.errors import Busy, HostError, NotFound, TimedOut, from_errno
 
 __all__ = ["Attachment", "ExecProcess", "Runtime", "Spawner", "launch_spawner"]
 
 _STOP_LIMIT_S = 20.0
-_DEVICES_LEFT_OUT = ("pts", "shm", "mqueue", "fd", "console", "core", "ptmx")
+_KILL_LIMIT_S = 10.0
 
 
 class Runtime:
@@ -88,7 +88,7 @@ class Runtime:
         """
         cgroup = spec.cgroup_path if spec.share_pid else ""
         procs = tuple(self._cgroups.procs_files(cgroup)) if cgroup else ()
-        message = messages.sandbox(spec, procs)
+        message = messages.sandbox(spec, procs, warm=self._cgroups.any_hierarchy())
         undo = {"netns_path": message["netns_path"], "cgroup": cgroup, "share_pid": spec.share_pid}
         undo["host_ipc"] = spec.host_ipc
         folder = self._state.make_sandbox(spec.id, undo)
@@ -169,8 +169,8 @@ class Runtime:
             if not future.done():
                 future.set_exception(from_errno(errno.ESRCH, "the sandbox's supervisor is gone"))
                 future.exception()
-        for key, event in self._exits.items():
-            if key[0] == sandbox_id:
+        for (owner, _), event in self._exits.items():
+            if owner == sandbox_id:
                 event.set()
         if sandbox_id not in self._stopping:
             self._events.put_nowait(Event(kind="sandbox-lost", sandbox_id=sandbox_id))
@@ -268,52 +268,13 @@ class Runtime:
         """
         link = self._link(spec.sandbox_id)
         messages.check_id("container", spec.id)
-        devices = await asyncio.to_thread(_devices, spec) if spec.devices or spec.all_devices else ()
-        undo = self._state.read(self._state.sandbox(spec.sandbox_id), "sandbox")
-        places = self._places(spec, devices, host_ipc=undo.get("host_ipc", False))
-        message = messages.container(spec, places, share_pid=undo.get("share_pid", False))
-        await asyncio.to_thread(self._prepare, spec)
+        message = await asyncio.to_thread(prepare, spec, self._state, self._cgroups, held=self._held)
         try:
             return self._remember(spec.sandbox_id, await link.request("create", spec=message))
         except BaseException:
             with suppress(HostError):
                 await asyncio.to_thread(self._state.remove_container, spec.sandbox_id, spec.id)
             raise
-
-    def _prepare(self, spec: ContainerSpec) -> None:
-        """Record, then cgroup: what the record names is removed when anything fails."""
-        self._state.make_container(spec.sandbox_id, spec.id, {"cgroup": spec.cgroup_path})
-        if not spec.cgroup_path:
-            return
-        try:
-            self._cgroups.create(spec.cgroup_path, spec.resources)
-        except HostError as exc:
-            self._state.remove_container(spec.sandbox_id, spec.id)
-            raise StartFailed(exc.errno or errno.EIO, f"cgroup: {exc}", step="cgroup") from exc
-
-    def _places(
-        self, spec: ContainerSpec, devices: tuple[messages.DeviceNode, ...], *, host_ipc: bool
-    ) -> messages.Places:
-        shm = self._state.sandbox(spec.sandbox_id) / "shm"
-        mountpoint = self._state.container(spec.sandbox_id, spec.id) / "rootfs"
-        shared = Path("/dev/shm") if host_ipc else shm  # noqa: S108 - the node's own, asked for by hostIPC
-        if not spec.cgroup_path:
-            return messages.Places(
-                mountpoint=mountpoint, shm=shared, devices=devices, held_capabilities=self._held
-            )
-        folders = self._cgroups.folders(spec.cgroup_path)
-        names = [tree.name for tree in self._cgroups.trees]
-        return messages.Places(
-            mountpoint=mountpoint,
-            shm=shared,
-            procs_files=tuple(self._cgroups.procs_files(spec.cgroup_path)),
-            kill_file=self._cgroups.kill_file(spec.cgroup_path),
-            oom_file=self._cgroups.oom_file(spec.cgroup_path),
-            cgroup_dirs=tuple(zip(names, folders, strict=True)),
-            cgroup_v2=self._cgroups.mode == "v2",
-            devices=devices,
-            held_capabilities=self._held,
-        )
 
     async def start_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:
         """Let the waiting process become the container's program (about 2 ms).
@@ -356,12 +317,21 @@ class Runtime:
     async def remove_container(self, sandbox_id: str, container_id: str) -> None:
         """Kill what is left of it, remove its cgroup and state. Overlay directories are the caller's.
         Idempotent.
+
+        Raises:
+            Busy: a process cannot be killed (uninterruptible sleep); a later call goes on.
         """
         messages.check_id("container", container_id)
         if sandbox_id in self._links:
             with suppress(NotFound):
                 await self.signal_container(sandbox_id, container_id, 9, all=True)
-                await self.wait_container(sandbox_id, container_id)
+                try:
+                    async with asyncio.timeout(_KILL_LIMIT_S):
+                        await self.wait_container(sandbox_id, container_id)
+                except TimeoutError as exc:
+                    raise Busy(
+                        errno.EBUSY, f"remove container {container_id}", "it cannot be killed"
+                    ) from exc
                 await self._link(sandbox_id).request("remove", container=container_id)
         self._forget(sandbox_id, container_id)
         await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
@@ -446,35 +416,3 @@ class Runtime:
         """Host process id of a running container, 0 otherwise; from memory, no round trip."""
         facts = self._facts.get((sandbox_id, container_id))
         return facts.pid if facts is not None and facts.exit is None else 0
-
-
-def _devices(spec: ContainerSpec) -> tuple[messages.DeviceNode, ...]:
-    """The device nodes asked for, as they are on the host.
-
-    Raises:
-        HostError: a device is missing, or no device.
-    """
-    wanted = [(device.source, device.target) for device in spec.devices]
-    if spec.all_devices:
-        for where, folders, files in os.walk("/dev"):
-            folders[:] = [name for name in folders if name not in _DEVICES_LEFT_OUT]
-            names = [Path(where, name) for name in files if name not in _DEVICES_LEFT_OUT]
-            wanted += [(path, str(path)) for path in names if _is_device(path.lstat().st_mode)]
-    nodes = []
-    for source, target in wanted:
-        try:
-            found = source.stat()
-        except OSError as exc:
-            raise from_oserror(exc, f"device {source}") from exc
-        if not _is_device(found.st_mode):
-            raise from_errno(errno.ENODEV, f"device {source}")
-        nodes.append(
-            messages.DeviceNode(
-                target=target, mode=found.st_mode, number=found.st_rdev, uid=found.st_uid, gid=found.st_gid
-            )
-        )
-    return tuple(nodes)
-
-
-def _is_device(mode: int) -> bool:
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)

@@ -1,4 +1,4 @@
-"""A supervisor's side of one connection from nodelet-cri: requests in, answers and events out, never blocking."""
+"""A supervisor's side of one connection from nodelet-cri: requests in, answers out, never blocking."""
 
 from __future__ import annotations
 

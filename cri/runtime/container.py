@@ -313,7 +313,7 @@ def kill_listed(procs_files: list[bytes]) -> None:
     """SIGKILL what the files list, again until nobody new appears."""
     done: set[int] = set()
     while True:
-        fresh = set()
+        fresh: set[int] = set()
         for path in procs_files:
             try:
                 with open(path, "rb") as file:

@@ -8,7 +8,7 @@ from host.errors import HostError
 class StartFailed(HostError):
     """A container or exec process could not be prepared or executed.
 
-    `step` names the phase (cgroup, rootfs, mount, user, cwd, seccomp, exec); `str()` is fit for an API status:
+    `step` names the phase (cgroup, rootfs, mount, user, cwd, seccomp, exec); `str()` fits an API status:
     exec "foo": no such file or directory.
     """
 

@@ -2,8 +2,8 @@
 
 Order: out of the supervisor's signals, descriptors and dumpability; out-of-memory score; own mount namespace,
 root, pivot; cgroup namespace; "ready" is told and the start message awaited; limits, working directory,
-identity, capabilities, filter, exec. After the pivot nothing is imported, decoded or looked up in NSS, because
-the image would answer (CVE-2019-14271): the import system is switched off before.
+identity, capabilities, filter, exec. After the pivot nothing is imported, decoded or looked up in NSS: the
+image would answer (CVE-2019-14271). The import system is switched off before.
 Nothing here returns to the supervisor's code: every way ends in exec or `_exit`.
 """
 
@@ -133,7 +133,7 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
     step.name = "cwd"
     _make_cwd(root, spec["cwd"])
     step.name = "terminal"
-    masters = (_open_terminal(pts, root),) if spec["tty"] else ()
+    masters: tuple[int, ...] = (_open_terminal(pts, root),) if spec["tty"] else ()
     step.name = "rootfs"
     rootfs.enter(root)
     masters = _keep_only(masters)
@@ -202,7 +202,7 @@ def _keep_only(fds: tuple[int, ...]) -> tuple[int, ...]:
 def _open_terminal(pts: int, root: int) -> int:
     """A new terminal as 0, 1, 2 and controlling terminal.
 
-    The other end is found through the master (TIOCGPTPEER), never through a path in the image (CVE-2025-52565).
+    The other end is found through the master (TIOCGPTPEER), never by a path in the image (CVE-2025-52565).
 
     Args:
         pts: the container's devpts.
@@ -300,7 +300,7 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> StepError:
 
 def _try_exec(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> int:
     try:
-        os.execve(path, argv, env)
+        os.execve(path, argv, env)  # noqa: S606 - becoming the container's program is what we are for
     except OSError as exc:
         return exc.errno or errno.EIO
 

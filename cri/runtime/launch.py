@@ -1,8 +1,8 @@
-"""Starting the spawner: a fresh interpreter with nothing of nodelet-cri in it, run from a sealed copy of itself.
+"""Starting the spawner: a fresh interpreter with nothing of nodelet-cri in it, run from a sealed copy.
 
 The copy (memfd with every seal) is what /proc/<pid>/exe of supervisors and container inits shows, so that a
-container which gets hold of it cannot overwrite the host's interpreter (CVE-2019-5736). `-I -S -B -X utf8`: no
-environment variables, no user site, no .pth files, no byte code written.
+container which gets hold of it cannot overwrite the host's interpreter (CVE-2019-5736). `-I -S -B -X utf8`:
+no environment variables, no user site, no .pth files, no byte code written.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _execute(fd: int) -> subprocess.Popen[bytes]:
     copy = sealed_copy(Path(sys.executable))
     try:
         argv = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT, str(_ROOT), str(fd)]
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        return subprocess.Popen(
             argv,
             executable=f"/proc/self/fd/{copy}",
             pass_fds=(fd, copy),

@@ -1,4 +1,4 @@
-"""nodelet-cri's side of the connection to one supervisor: requests with answers, and events, under asyncio."""
+"""nodelet-cri's side of the connection to one supervisor: requests, answers and events, under asyncio."""
 
 from __future__ import annotations
 

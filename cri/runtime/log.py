@@ -32,7 +32,7 @@ class LineLog:
         whole, part = head + b" F ", head + b" P "
         lines = (self._rest + data).split(b"\n")
         rest = lines.pop()
-        done = []
+        done: list[bytes] = []
         for line in lines:
             while len(line) > MAX_LINE:
                 done += (part, line[:MAX_LINE], b"\n")

@@ -76,8 +76,14 @@ def check_id(kind: str, value: str) -> str:
     return value
 
 
-def sandbox(spec: SandboxSpec, procs_files: tuple[Path, ...] = ()) -> dict[str, Any]:
+def sandbox(
+    spec: SandboxSpec, procs_files: tuple[Path, ...] = (), *, warm: tuple[Path | None, str] = (None, "")
+) -> dict[str, Any]:
     """A sandbox for `namespaces.enter`.
+
+    Args:
+        procs_files: of the cgroup of the pod's reaping init.
+        warm: mount and controller of a hierarchy, for `Warmth`.
 
     Raises:
         InputError: a field is wrong, named.
@@ -96,6 +102,8 @@ def sandbox(spec: SandboxSpec, procs_files: tuple[Path, ...] = ()) -> dict[str, 
         "netns_path": path(spec.netns_path),
         "procs_files": [path(file) for file in procs_files],
         "shm_size": spec.shm_size,
+        "warm_tree": path(warm[0]),
+        "warm_controller": warm[1].encode(),
         "sysctls": _sysctls(spec),
     }
 

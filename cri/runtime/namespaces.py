@@ -156,8 +156,8 @@ def _reap_for_ever() -> NoReturn:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
     empty = syscalls.new_mount(b"tmpfs", ((b"size", b"4k"),), attributes=syscalls.MOUNT_ATTR_RDONLY)
-    point = os.open(b"/tmp", os.O_PATH | os.O_DIRECTORY)  # noqa: S108 - only a place to mount on, in our own namespace
-    syscalls.move_mount(empty, point)
+    place = os.open(b"/proc", os.O_PATH | os.O_DIRECTORY)  # any folder does: this mount namespace is our own
+    syscalls.move_mount(empty, place)
     os.fchdir(empty)
     syscalls.pivot_root(b".", b".")
     syscalls.umount(b".", syscalls.MNT_DETACH)

@@ -41,7 +41,7 @@ class ExecProcess:
         self.pid = pid
         terminal = streams.get("terminal")
         self.stdin: int | None = streams.get("stdin", terminal)
-        """Write end, non-blocking, owned by the caller; with tty the terminal's master (same fd as stdout)."""
+        """Write end, non-blocking, the caller's; with tty the terminal's master (same fd as stdout)."""
         self.stdout: int | None = streams.get("stdout", terminal)
         self.stderr: int | None = streams.get("stderr")
         self._terminal = terminal

@@ -149,7 +149,7 @@ def _entry_rules(entry: Any) -> list[Rule]:
 
 
 def _argument(item: Any) -> tuple[int, int, int, int]:
-    """(index, operator, value, second value); conditions on one argument twice are alternatives, as in runc."""
+    """(index, operator, value, second value); two conditions on one argument are alternatives, as in runc."""
     if not isinstance(item, dict) or item.get("op") not in _OPERATORS:
         raise InputError("seccomp profile: an argument needs a known op, such as SCMP_CMP_EQ")
     index, first, second = item.get("index"), item.get("value"), item.get("valueTwo", 0)

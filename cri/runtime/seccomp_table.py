@@ -12,8 +12,8 @@ from collections.abc import Mapping
 FILES = """
 access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64
-fdatasync flock fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futimesat getcwd getdents
-getdents64 ioctl lchown lchown32 link linkat _llseek lseek lstat lstat64 mkdir mkdirat mknod mknodat
+fdatasync flock fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futimesat getcwd
+getdents getdents64 ioctl lchown lchown32 link linkat _llseek lseek lstat lstat64 mkdir mkdirat mknod mknodat
 name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read
 readahead readlink readlinkat readv rename renameat renameat2 rmdir sendfile sendfile64 splice stat stat64
 statfs statfs64 statmount listmount statx symlink symlinkat sync sync_file_range sync_file_range2 syncfs tee
@@ -67,7 +67,8 @@ TALKING = """
 accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64
 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketpair
 ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64
-mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget
+mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt
+shmget
 """
 
 ALWAYS: tuple[str, ...] = tuple(
@@ -117,7 +118,7 @@ WITH_CAPABILITY: Mapping[str, tuple[str, ...]] = {
 """What a capability of the container adds."""
 
 PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
-"""personality(2): Linux, short addresses of uname and their combination, and the question for the present one."""
+"""personality(2): Linux, uname as of 2.6, 32-bit addresses, both, and the question for the present one."""
 
 CLONE_NAMESPACES = 0x7E020000
 """The CLONE_NEW* bits; clone(2) without CAP_SYS_ADMIN may set none of them."""
@@ -126,5 +127,5 @@ AF_VSOCK = 40
 """socket(2) of the hypervisor's family would lead out of the pod's network."""
 
 NOT_THERE: tuple[str, ...] = ("clone3", "socketcall")
-"""Fail with ENOSYS instead of EPERM without CAP_SYS_ADMIN: their arguments are out of a filter's sight (they lie
-in memory), and C libraries then use clone and socket, whose arguments are checked."""
+"""Fail with ENOSYS instead of EPERM without CAP_SYS_ADMIN: their arguments lie in memory, out of a filter's
+sight, and C libraries then use clone and socket, whose arguments are checked."""

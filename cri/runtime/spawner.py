@@ -1,8 +1,8 @@
 """The process that forks supervisors: small, single-threaded, without gRPC, and nothing but that.
 
-nodelet-cri must not fork itself, because it has threads and gRPC in it, and a fork of its size costs ten times
-as much. One request on the socket it was given: {"folder", "spec"} with one descriptor, the connection that
-the new supervisor answers on. It ends when nodelet-cri does; supervisors stay.
+nodelet-cri must not fork itself, because it has threads and gRPC in it, and a fork of its size costs ten
+times as much. One request on the socket it was given: {"folder", "spec"} with one descriptor, the connection
+that the new supervisor answers on. It ends when nodelet-cri does; supervisors stay.
 """
 
 from __future__ import annotations

@@ -97,10 +97,7 @@ class Output:
     def listen(self) -> int:
         """A pipe that gets a copy of what comes from now on; the reader's end, for the caller to pass on."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _ATTACH_PIPE)
-        except PermissionError:
-            pass
+        _enlarge(write)
         if self.is_open:
             self._listeners.append(write)
             self._loop.watch(write, lambda _: self._dismiss(write), 0)
@@ -161,3 +158,11 @@ class Output:
             self._dismiss(fd)
         if self._on_close is not None:
             self._on_close()
+
+
+def _enlarge(pipe: int) -> None:
+    """Beyond the user's share (pipe(7), pipe-user-pages-soft) the pipe stays as it is."""
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _ATTACH_PIPE)
+    except PermissionError:
+        return

@@ -22,6 +22,7 @@ from cri.runtime.connection import Answer, Connection
 from cri.runtime.container import Container
 from cri.runtime.execution import Execution
 from cri.runtime.loop import Loop
+from cri.runtime.warmth import Warmth
 from host import syscalls
 from host.errors import from_errno
 
@@ -49,6 +50,7 @@ class Supervisor:
         self._is_stopping = False
         self._created_at = time.time_ns()
         self._reaper_pidfd = -1
+        self._warmth = Warmth(self._loop, spec["warm_tree"], spec["warm_controller"])
         self._requests: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "snapshot": self._snapshot,
             "create": self._create,
@@ -82,6 +84,7 @@ class Supervisor:
         self._loop.watch_children(self._ended)
         self._loop.watch(listener.fileno(), lambda _: self._accept(listener))
         Answer(connection, 0).ok(self._facts())
+        self._warmth.start()
         self._loop.run()
 
     def _listen(self) -> socket.socket:
@@ -142,6 +145,7 @@ class Supervisor:
 
     def _create(self, request: dict[str, Any], answer: Answer) -> None:
         spec = request["spec"]
+        self._warmth.stop()
         if self._is_stopping:
             raise from_errno(errno.ESHUTDOWN, "sandbox is stopping")
         if spec["id"] in self._containers:

@@ -1,7 +1,8 @@
 """Messages between nodelet-cri, the spawner, supervisors and container inits: typed, length-capped, small.
 
-A message is one value made of None, bool, int (64 bits), bytes, str, list and dict (with str keys), in a frame
-of a 4-byte length and a 1-byte count of file descriptors that travel with it (SCM_RIGHTS). JSON and pickle
+A message is one value made of None, bool, int (64 bits), bytes, str, list and dict (with str keys), in a
+frame of a 4-byte length and a 1-byte count of file descriptors that travel with it (SCM_RIGHTS).
+JSON and pickle
 would each cost every pod's supervisor an import, and pickle runs code.
 
 Only `struct` and `socket` are imported here: see the package's text.
@@ -206,7 +207,7 @@ def send_packet(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> N
 
 
 def receive_packet(sock: socket.socket) -> tuple[Any, list[int]]:
-    """One packet of a SOCK_SEQPACKET socket as (value, descriptors); (None, []) when the other end is closed."""
+    """One packet of a SOCK_SEQPACKET socket as (value, descriptors); (None, []) at its end."""
     try:
         data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from cri.images.errors import ImageMissing
 from cri.images.model import Image
-from cri.runtime.spec import ContainerSpec, Device
+from cri.runtime.spec import Device
 from cri.server.container_events import tell
+from cri.server.container_image_volumes import mount_image
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
 from cri.server.container_plan import Place, check_config, container_spec, volume_targets
 from cri.server.container_seccomp import seccomp_filter
@@ -51,22 +55,22 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
         return same
     if sandbox.record.state is not SandboxState.READY:
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
-    image = core.images.get(config.image.image)
-    if image is None:
-        raise ImageMissing(f"image {config.image.image[:200]!r} is not here: pull it first")
+    image = _image(core, config.image.image)
+    volumes = [_image(core, mount.image.image) for mount in config.mounts if mount.image.image]
     container_id = secrets.token_hex(32)
     place = _place(core, sandbox, config, image, container_id)
-    spec = container_spec(
-        config,
-        image.config,
-        place,
-        seccomp=seccomp_filter(config.linux.security_context, root=core.settings.seccomp_root),
-        devices=_devices(config),
+    # Compiling a filter not seen before takes tens of milliseconds, which no other pod should wait for.
+    seccomp = await asyncio.to_thread(
+        seccomp_filter, config.linux.security_context, root=core.settings.seccomp_root
     )
-    core.images.hold(image.id, container_id)
-    container = core.store.add_container(_record(config, image, place), config)
+    devices = _devices(config)
+    container_spec(config, image.config, place, seccomp=seccomp, devices=devices)  # refuses what is wrong
+    for held in (image, *volumes):
+        core.images.hold(held.id, container_id)
+    container = core.store.add_container(_record(config, image, volumes, place), config)
     try:
-        await _prepare(core, place, spec, config)
+        place = await _prepare(core, place, config, volumes)
+        spec = container_spec(config, image.config, place, seccomp=seccomp, devices=devices)
         facts = await core.runtime.create_container(spec)
     except BaseException as exc:
         with suppress(HostError):
@@ -78,6 +82,13 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
     core.store.put_container(container, record)
     tell(core, pb.CONTAINER_CREATED_EVENT, sandbox.id, container_id)
     return container_id
+
+
+def _image(core: Core, name: str) -> Image:
+    image = core.images.get(name)
+    if image is None:
+        raise ImageMissing(f"image {name[:200]!r} is not here: pull it first")
+    return image
 
 
 def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str | None:
@@ -93,12 +104,15 @@ def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str 
     return None
 
 
-def _record(config: pb.ContainerConfig, image: Image, place: Place) -> ContainerRecord:
+def _record(
+    config: pb.ContainerConfig, image: Image, volumes: Sequence[Image], place: Place
+) -> ContainerRecord:
     return ContainerRecord(
         id=place.container_id,
         sandbox_id=place.sandbox_id,
         config=config.SerializeToString(),
         image_id=image.id,
+        volume_images=tuple(item.id for item in volumes),
         image_ref=image.repo_digests[0] if image.repo_digests else image.id,
         log_path=str(place.log or ""),
         cgroup=place.cgroup,
@@ -128,8 +142,9 @@ def _place(
         log=log_file(sandbox.config.log_directory, config.log_path),
         resolv_conf=small / "resolv.conf",
         hostname_file=small / "hostname",
-        hostname=sandbox.config.hostname,
+        hostname=sandbox.config.hostname or os.uname().nodename,
         volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
+        images=tuple(data for mount in config.mounts if mount.image.image),  # until they are mounted
     )
 
 
@@ -169,16 +184,25 @@ def _devices(config: pb.ContainerConfig) -> list[Device]:
     return found
 
 
-async def _prepare(core: Core, place: Place, spec: ContainerSpec, config: pb.ContainerConfig) -> None:
-    """What must exist on disk before the root can be put together."""
+async def _prepare(core: Core, place: Place, config: pb.ContainerConfig, volumes: Sequence[Image]) -> Place:
+    """Make what must exist on disk before the root is put together; the place with image volumes in it."""
     if place.log:
         _make_folder(place.log.parent)
     for mount in config.mounts:
-        # A missing host path becomes a folder, as with every other runtime.
-        _make_folder(Path(mount.host_path))
-    make_folders(data_folder(core, place.container_id), place.upper, place.work)
+        if mount.host_path:  # a missing one becomes a folder, as with every other runtime
+            _make_folder(Path(mount.host_path))
+    data = data_folder(core, place.container_id)
+    make_folders(data, place.upper, place.work)
     if place.volumes:
         await asyncio.to_thread(copy_volumes, place.lower, place.volumes)
+    if not volumes:
+        return place
+    paths = [mount.image_sub_path for mount in config.mounts if mount.image.image]
+    mounted = [
+        await asyncio.to_thread(mount_image, data, index, core.images.layers(image.id), path)
+        for index, (image, path) in enumerate(zip(volumes, paths, strict=True))
+    ]
+    return replace(place, images=tuple(mounted))
 
 
 def _make_folder(path: Path) -> None:
@@ -195,5 +219,6 @@ async def undo_container(core: Core, container: Container) -> None:
     """Take back whatever of a container exists; works from the record alone and may be repeated."""
     await core.runtime.remove_container(container.record.sandbox_id, container.id)
     await asyncio.to_thread(delete_folder, data_folder(core, container.id))
-    core.images.release(container.record.image_id, container.id)
+    for image_id in (container.record.image_id, *container.record.volume_images):
+        core.images.release(image_id, container.id)
     core.store.drop_container(container.id)

@@ -14,17 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from cri.runtime import rooted
-from host import syscalls
+from cri.server.container_image_volumes import detached_image, unmount_images
 from host.errors import NotFound
 
 _COPY_CHUNK = 1 << 20
 _MAX_DEPTH = 128
-_ATTRIBUTES = (
-    syscalls.MOUNT_ATTR_RDONLY
-    | syscalls.MOUNT_ATTR_NOSUID
-    | syscalls.MOUNT_ATTR_NODEV
-    | syscalls.MOUNT_ATTR_NOEXEC
-)
 
 
 def make_folders(data: Path, upper: Path, work: Path) -> None:
@@ -37,6 +31,7 @@ def make_folders(data: Path, upper: Path, work: Path) -> None:
 
 def delete_folder(data: Path) -> None:
     """Delete a container's folder; a missing one is fine. Links inside are not followed."""
+    unmount_images(data)
     with suppress(FileNotFoundError):
         shutil.rmtree(data)
 
@@ -48,7 +43,9 @@ def copy_volumes(lower: Sequence[Path], volumes: Sequence[tuple[Path, str]]) -> 
         lower: the image's layers, top first.
         volumes: (new folder on the host, path in the container).
     """
-    root = _open_image(lower)
+    spare = volumes[0][0].parent / "empty"
+    spare.mkdir(mode=0o755, exist_ok=True)
+    root = detached_image(lower, spare)
     try:
         for folder, path in volumes:
             folder.mkdir(mode=0o755)
@@ -61,15 +58,6 @@ def copy_volumes(lower: Sequence[Path], volumes: Sequence[tuple[Path, str]]) -> 
                     os.close(source)
     finally:
         os.close(root)
-
-
-def _open_image(lower: Sequence[Path]) -> int:
-    """The image's merged layers, read-only, on a mount that is attached nowhere and ends with the
-    descriptor."""
-    if len(lower) == 1:
-        return os.open(lower[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    options = tuple((b"lowerdir+", os.fsencode(layer)) for layer in lower)
-    return syscalls.new_mount(b"overlay", options, attributes=_ATTRIBUTES)
 
 
 def _fill(source: int, folder: Path) -> None:

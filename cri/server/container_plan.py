@@ -44,6 +44,8 @@ class Place:
     """Value of $HOSTNAME."""
     volumes: tuple[tuple[Path, str], ...] = ()
     """Anonymous volumes: (folder on the host, path in the container)."""
+    images: tuple[Path, ...] = ()
+    """Where each image volume of the configuration is mounted on the host, in its order."""
 
 
 def check_config(config: pb.ContainerConfig) -> None:
@@ -59,8 +61,6 @@ def check_config(config: pb.ContainerConfig) -> None:
     if config.CDI_devices:
         raise unimplemented("CDI devices")
     for mount in config.mounts:
-        if mount.HasField("image") and mount.image.image:
-            raise unimplemented(f"image volume at {mount.container_path}")
         if mount.uidMappings or mount.gidMappings:
             raise unimplemented(f"ID-mapped mount at {mount.container_path}")
     security = config.linux.security_context
@@ -162,7 +162,11 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
     mounts = [Mount(source=source, target=target, readonly=readonly) for source, target in small]
     mounts += [Mount(source=source, target=target) for source, target in place.volumes]
     mounts = [item for item in mounts if item.target not in taken]
+    images = iter(place.images)
     for item, target in wanted:
+        if item.image.image:
+            mounts.append(Mount(source=next(images), target=target, readonly=True, noexec=True))
+            continue
         if not item.host_path.startswith("/"):
             raise InputError(f"mounts: host_path {item.host_path[:80]!r} for {target} must be absolute")
         mounts.append(

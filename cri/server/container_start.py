@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from cri.runtime.errors import StartFailed
@@ -46,10 +48,22 @@ async def _start(core: Core, container: Container) -> None:
         finally:
             early = core.early_exits.pop(record.id, None)
         started = facts.started_at or core.now()
+        user = user_of_process(facts.pid) if facts.pid else None
         core.store.put_container(
-            container, msgspec.structs.replace(container.record, started_at=started, pid=facts.pid)
+            container, msgspec.structs.replace(container.record, started_at=started, pid=facts.pid, user=user)
         )
         tell(core, pb.CONTAINER_STARTED_EVENT, record.sandbox_id, record.id)
         how = early or facts.exit
         if how is not None:
             apply_exit(core, container, how)
+
+
+def user_of_process(pid: int, *, proc: Path = Path("/proc")) -> tuple[int, int, tuple[int, ...]] | None:
+    """uid, gid and groups a process runs with (proc_pid_status(5)); None when it is gone already."""
+    try:
+        text = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    uid, gid = (int(lines[name].split()[1]) for name in ("Uid", "Gid"))  # real, effective, saved, fs
+    return uid, gid, tuple(int(word) for word in lines["Groups"].split())

@@ -30,7 +30,8 @@ async def recover(core: Core) -> None:
     """Bring everything on record up to date; must end before the first call is answered."""
     for container in list(core.store.containers.values()):
         if container.record.state is not ContainerState.MAKING:
-            _hold_image(core, container.id, container.record.image_id)
+            for image_id in (container.record.image_id, *container.record.volume_images):
+                _hold_image(core, container.id, image_id)
     sandboxes = list(core.store.sandboxes.values())
     await asyncio.gather(*(_recover_sandbox(core, sandbox) for sandbox in sandboxes))
     await _drop_orphans(core)

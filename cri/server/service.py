@@ -30,9 +30,10 @@ from cri.server import (
     sandbox_stats,
     sandbox_status,
     sandbox_stop,
+    sandbox_update_resources,
 )
 from cri.server.core import Core
-from cri.server.errors import status_of
+from cri.server.errors import status_of, unimplemented
 from proto.cri import runtime_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ RUNTIME_CALLS: dict[str, Handler] = {
     "ListPodSandbox": sandbox_list.list_pod_sandbox,
     "PodSandboxStats": sandbox_stats.pod_sandbox_stats,
     "ListPodSandboxStats": sandbox_stats.list_pod_sandbox_stats,
+    "UpdatePodSandboxResources": sandbox_update_resources.update_pod_sandbox_resources,
     "CreateContainer": container_create.create_container,
     "StartContainer": container_start.start_container,
     "StopContainer": container_stop.stop_container,
@@ -118,12 +120,20 @@ def _stream(core: Core, name: str, handler: StreamHandler) -> Callable[[Any, Any
 
 
 def _fill(servicer: Any, core: Core, calls: dict[str, Handler], streams: dict[str, StreamHandler]) -> Any:
-    """Put the calls on a generated servicer; the rest of it answers UNIMPLEMENTED by itself."""
-    for name, handler in calls.items():
-        setattr(servicer, name, _answer(core, name, handler))
-    for name, stream in streams.items():
-        setattr(servicer, name, _stream(core, name, stream))
+    """Put the calls on a generated servicer, and a refusal for each one that is not done."""
+    for name in (name for name in vars(type(servicer)) if name[0].isupper()):
+        if name in streams:
+            setattr(servicer, name, _stream(core, name, streams[name]))
+        else:
+            setattr(servicer, name, _answer(core, name, calls.get(name) or _not_done(name)))
     return servicer
+
+
+def _not_done(name: str) -> Handler:
+    async def refuse(core: Core, request: Any) -> Any:
+        raise unimplemented(name)
+
+    return refuse
 
 
 def register(core: Core, server: Any) -> None:

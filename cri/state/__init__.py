@@ -1,0 +1,1 @@
+"""Facts about sandboxes and containers: `records` says what they are, `store` keeps them on disk."""

@@ -85,8 +85,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Absolute path of the log on the host, or empty."""
     cgroup: str = ""
     stop_signal: int = 15
-    mounts: tuple[tuple[str, str], ...] = ()
-    """(host path, container path) of anonymous volumes made for this container."""
+    volume_images: tuple[str, ...] = ()
+    """Ids of images mounted as volumes."""
     user: tuple[int, int, tuple[int, ...]] | None = None
     """uid, gid and supplementary gids of its first process."""
     created_at: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from deploy.labkit import cgroups, cli, controlplane, images, machines, nodes, processes
+from deploy.labkit import cgroups, cli, controlplane, gobuild, images, machines, nodes, processes
 from deploy.labkit.api import connect, wait_for
 from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
@@ -186,6 +186,7 @@ VERBS: dict[str, Callable[[Lab, argparse.Namespace], int]] = {
 
 
 def _terminated(*_: object) -> None:
+    gobuild.cancel()
     raise KeyboardInterrupt
 
 
@@ -193,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line."""
     args = cli.parse(argv)
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _terminated)
     lab = Lab(Layout(name=args.name), Progress())
     try:
         return VERBS[args.verb](lab, args)

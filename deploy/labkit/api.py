@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from deploy.labkit.errors import LabError
+from deploy.labkit.errors import LabError, TimedOut
 from deploy.labkit.layout import API_PORT, CONTROL_ADDRESS
 from host import netns
 
@@ -151,7 +151,7 @@ def wait_for(what: str, check: Callable[[], bool], *, seconds: float, every: flo
     """Wait until a check is true; connection errors and refusals of the apiserver count as not yet.
 
     Raises:
-        LabError: not in time; says what the last refusal was.
+        TimedOut: not in time; says what the last refusal was.
     """
     deadline = time.monotonic() + seconds
     last = ""
@@ -162,4 +162,4 @@ def wait_for(what: str, check: Callable[[], bool], *, seconds: float, every: flo
         except (OSError, ApiError, http.client.HTTPException) as exc:
             last = f" ({exc})"
         time.sleep(every)
-    raise LabError(f"{what} did not come about in {seconds:.0f} s{last}")
+    raise TimedOut(f"{what} did not come about in {seconds:.0f} s{last}")

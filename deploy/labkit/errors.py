@@ -2,11 +2,16 @@
 
 LabError            something the lab needs is missing or failed; the text says what to do
   CommandFailed     a helper program ended with another status than 0
+  TimedOut            something did not come about in time
 """
 
 
 class LabError(Exception):
     """One line for the user: what failed, and what to do about it."""
+
+
+class TimedOut(LabError):
+    """Something did not come about in time."""
 
 
 class CommandFailed(LabError):

@@ -173,22 +173,29 @@ def _install_debian(packages: Iterable[str], cwd: Path) -> None:
         _run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted], cwd=cwd, env=env)
 
 
+_running: set[subprocess.Popen[str]] = set()
+
+
+def cancel() -> None:
+    """End the builds that are under way, from another thread; `build` then raises."""
+    for process in list(_running):
+        process.terminate()
+
+
 def _watched(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], note: Note) -> None:
     """Run `go build -v`, which names each package it has compiled: their number is the progress."""
     compiled, tail = 0, []
     with subprocess.Popen(argv, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True) as process:
+        _running.add(process)
         assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if line.startswith("go: downloading"):
-                    note(line.split()[2])
-                    continue
-                compiled += 1
-                tail = [*tail[-20:], line]
-                note(f"{compiled} packages")
-        except BaseException:
-            process.terminate()
-            raise
+        for line in process.stderr:
+            if line.startswith("go: downloading"):
+                note(line.split()[2])
+                continue
+            compiled += 1
+            tail = [*tail[-20:], line]
+            note(f"{compiled} packages")
+    _running.discard(process)
     if process.returncode != 0:
         raise CommandFailed("go build", process.returncode, "".join(tail))
 

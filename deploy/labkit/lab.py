@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deploy.labkit import binaries, cgroups, controlplane, machines, nodes, processes, stocknode, versions
 from deploy.labkit.api import Api, ApiError, wait_for
-from deploy.labkit.errors import LabError
+from deploy.labkit.errors import LabError, TimedOut
 from deploy.labkit.layout import CONTROL, CONTROL_ADDRESS, SWITCH, Layout, Node
 from deploy.labkit.machines import Machine
 from deploy.labkit.processes import Records
@@ -114,9 +114,8 @@ class Lab:
             everyone = nodes.known(self.layout)
             for node in everyone:
                 self._start_node(node)
-            names = ["10-rbac.yaml", "20-coredns.yaml"]
-            self._apply(names)
             images.result()
+            self._apply(["10-rbac.yaml", "20-coredns.yaml"])
         self._wait_nodes(api, everyone)
         if not everyone:
             return
@@ -173,9 +172,9 @@ class Lab:
         with self.progress.step(f"nodes {' '.join(waiting)}"):
             try:
                 wait_for("all nodes Ready", look, seconds=seconds)
-            except LabError as exc:
+            except TimedOut as exc:
                 reasons = "; ".join(self._reason(api, name) for name in waiting)
-                raise LabError(f"{exc}: {reasons}") from exc
+                raise TimedOut(f"{exc}: {reasons}") from exc
 
     def _reason(self, api: Api, name: str) -> str:
         """Why a node is not Ready, in its own words."""

@@ -89,7 +89,12 @@ def find(lab: Layout, name: str) -> Node:
 
 
 def kubelet_configuration(lab: Layout, node: Node) -> dict[str, object]:
-    """The KubeletConfiguration of a node of the lab; stock and nodelet nodes get the same."""
+    """The KubeletConfiguration of a node of the lab; stock and nodelet nodes get the same, but for a taint.
+
+    Nothing connects a stock node's pods with the others' (flannel is not part of it), so only pods that ask
+    for it are scheduled there.
+    """
+    taints = [{"key": "lab/stock", "value": "true", "effect": "NoSchedule"}] if node.stock else []
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -110,6 +115,7 @@ def kubelet_configuration(lab: Layout, node: Node) -> dict[str, object]:
         "failSwapOn": False,
         "imageGCHighThresholdPercent": 100,
         "maxPods": 110,
+        "registerWithTaints": taints,
         "resolvConf": "/etc/resolv.conf",
         "staticPodPath": "/etc/kubernetes/manifests",
     }

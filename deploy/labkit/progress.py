@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
+from rich.status import Status
 
+REMINDER_SECONDS = 15.0
 Note = Callable[[str], None]
 
 
@@ -27,7 +29,8 @@ class Progress:
         self._quiet = quiet
         self._lock = threading.Lock()
         self._open: dict[str, tuple[float, str]] = {}
-        self._status = None
+        self._told: dict[str, float] = {}
+        self._status: Status | None = None
 
     def _show(self) -> None:
         if self._quiet or not self._console.is_terminal:
@@ -65,6 +68,7 @@ class Progress:
             with self._lock:
                 self._open[title] = (began, text)
                 self._show()
+                self._remind(title)
 
         note("")
         try:
@@ -75,7 +79,17 @@ class Progress:
         self._end(title)
         self.say(f"  {title}: {time.monotonic() - began:.1f} s")
 
+    def _remind(self, title: str) -> None:
+        """Where there is no live line, say now and then that a long step is still under way."""
+        began, text = self._open[title]
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._told.get(title, began) < REMINDER_SECONDS:
+            return
+        self._told[title] = now
+        self.say(f"  {title}: {text} ({now - began:.0f} s)")
+
     def _end(self, title: str) -> None:
         with self._lock:
             self._open.pop(title, None)
+            self._told.pop(title, None)
             self._show()

@@ -6,20 +6,24 @@ to those in the cache, so a lab's registry costs no time and no space.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
 
-from deploy.labkit import images, processes, versions
+from deploy.labkit import images, oci, processes, versions
 from deploy.labkit.errors import LabError
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Note, Progress
 
 
 def fill_cache(layout: Layout, progress: Progress) -> Path:
-    """Make the images once; the folder of the cached registry content. CoreDNS must be built already."""
-    cached = layout.cache / "registry"
-    marker = cached / f".complete-{versions.COREDNS_SERVER.folder}"
+    """Make the images once; the folder of the cached registry content. CoreDNS must be built already.
+
+    The folder is named after the code that makes the images: changed code makes them anew.
+    """
+    cached = layout.cache / f"registry-{_recipe()}"
+    marker = cached / ".complete"
     if not marker.exists():
         with progress.step("images") as note:
             cached.mkdir(parents=True, exist_ok=True)
@@ -28,6 +32,11 @@ def fill_cache(layout: Layout, progress: Progress) -> Path:
             _build_pause(cached)
             marker.touch()
     return cached
+
+
+def _recipe() -> str:
+    sources = [Path(module.__file__ or "") for module in (images, oci, versions)] + [Path(__file__)]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def seed_registry(layout: Layout, progress: Progress) -> None:

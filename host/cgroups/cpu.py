@@ -16,7 +16,7 @@ DEFAULT_PERIOD_US = 100_000
 def weight(shares: int) -> int:
     """v1 shares as a v2 weight, on the curve runc and crun use since 2025 (opencontainers/cgroups #20).
 
-    The curve passes through (2, 1), (1024, 100) and (262144, 10000), so that one CPU keeps the default weight.
+    The curve passes through (2, 1), (1024, 100) and (262144, 10000), so one CPU keeps the default weight.
     """
     if shares <= MIN_SHARES:
         return 1

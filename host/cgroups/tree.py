@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -48,7 +49,7 @@ class Cgroups:
         self._find_v1()
 
     def _find_v1(self) -> None:
-        """A v1 mount's folder is named after its controllers; links such as cpu -> cpu,cpuacct are skipped."""
+        """A v1 mount's folder is named after its controllers; links like cpu -> cpu,cpuacct are skipped."""
         v1, unified = [], []
         names = sorted(os.listdir(self.root)) if self.root.is_dir() else []
         for tree in (self.root / name for name in names):
@@ -69,6 +70,12 @@ class Cgroups:
         if self.mode == "v2":
             return frozenset(reader(self.root)("cgroup.controllers").split())
         return frozenset(self._by_controller)
+
+    def any_hierarchy(self) -> tuple[Path | None, str]:
+        """Mount and controller of one hierarchy, the controller empty for cgroup2; (None, "") without any."""
+        if self.mode == "v2":
+            return self.root, ""
+        return next(((tree, name) for name, tree in self._by_controller.items()), (None, ""))
 
     def folders(self, path: str) -> list[Path]:
         """The cgroup's folder in every hierarchy, existing or not.
@@ -219,7 +226,7 @@ def _steps(tree: Path, folder: Path) -> list[tuple[Path, Path]]:
     """(parent, child) pairs from the mount down to the folder."""
     chain = [folder, *folder.parents]
     chain = chain[: chain.index(tree) + 1][::-1]
-    return list(zip(chain, chain[1:], strict=False))
+    return list(pairwise(chain))
 
 
 def _mkdir(folder: Path) -> None:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field, replace
 import grpc
 
 from agent.pods import facts
+from agent.pods.convert import Event, ImageFact
 from agent.pods.runtime import (
-    Event,
     ExecResult,
-    ImageFact,
     RuntimeFailure,
     RuntimeNotFound,
     RuntimeUnavailable,
@@ -32,8 +31,8 @@ from proto.cri import runtime_pb2 as pb
 class Program:
     """What a container of an image does when it is started.
 
-    `lives` seconds until it exits by itself (None: for ever); `on_term` is its exit code on the stop signal, None
-    when it ignores it; `refuses` makes StartContainer fail with this text.
+    `lives` seconds until it exits by itself (None: for ever); `on_term` is its exit code on the stop signal,
+    None when it ignores it; `refuses` makes StartContainer fail with this text.
     """
 
     lives: float | None = None

@@ -1,6 +1,19 @@
 """Rows B21, B22, B38: what a container finds in itself - names, variables, its account's token."""
 
-from kit import config_map, container, pod, secret, service, waiting_message, waiting_reason
+import json
+import sys
+
+from kit import (
+    config_map,
+    container,
+    container_status,
+    pod,
+    secret,
+    service,
+    until,
+    waiting_message,
+    waiting_reason,
+)
 
 
 def test_b21_hostname_and_subdomain(ns):
@@ -88,19 +101,26 @@ def test_b22_a_missing_key_is_named_and_waited_for(ns):
 
 
 def test_b38_the_accounts_token_opens_the_api(ns):
-    ns.apply(pod("p", container()))
-    ns.wait_running("p")
+    ns.apply(pod("p", container(), node="n1"))
+    found = ns.wait_running("p")
     folder = "/var/run/secrets/kubernetes.io/serviceaccount"
     assert ns.sh("p", f"cat {folder}/namespace") == ns.name
     assert "BEGIN CERTIFICATE" in ns.sh("p", f"cat {folder}/ca.crt")
     token = ns.sh("p", f"cat {folder}/token")
-    who = ns.kubectl("--token", token, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
-    assert who == f"system:serviceaccount:{ns.name}:default"
-    call = (
-        f'wget -q -O- --no-check-certificate --header "Authorization: Bearer $(cat {folder}/token)" '
-        f"https://kubernetes.default/api/v1/namespaces/{ns.name}/pods 2>&1"
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+    answer = json.loads(ns.kubectl("create", "-o", "json", "-f", "-", input=json.dumps(review)))
+    assert answer["status"]["user"]["username"] == f"system:serviceaccount:{ns.name}:default"
+    assert answer["status"]["user"]["extra"]["authentication.kubernetes.io/pod-name"] == ["p"]
+    ask = (
+        "import ssl, sys, urllib.request as u; "
+        "context = ssl.create_default_context(cadata=sys.argv[3]); "
+        "r = u.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]}); "
+        "print(u.urlopen(r, context=context, timeout=10).status)"
     )
-    assert "403" in ns.sh("p", call, check=False)
-    binding = ("create", "rolebinding", "read", "--clusterrole=view", f"--serviceaccount={ns.name}:default")
-    ns.kubectl(*binding)
-    assert '"PodList"' in ns.sh("p", call)
+    url = f"https://10.96.0.1/api/v1/namespaces/{ns.name}/pods"
+    pid = str(ns.cluster.pid_of(container_status(found)["containerID"], node="n1"))
+    authority = ns.sh("p", f"cat {folder}/ca.crt")
+    call = ("nsenter", "-t", pid, "-n", sys.executable, "-c", ask, url, token, authority)
+    assert "403" in ns.cluster.node("n1", "sh", "-c", 'exec "$@" 2>&1', "sh", *call, check=False)
+    ns.kubectl("create", "rolebinding", "read", "--clusterrole=view", f"--serviceaccount={ns.name}:default")
+    until("allowed with one", lambda: ns.cluster.node("n1", *call, check=False).strip() == "200")

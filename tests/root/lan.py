@@ -50,8 +50,14 @@ class Lan:
                 own = ipaddress.ip_interface(f"192.0.2.{10 + number}/24")
                 netlink.execute(rtnl.address(index, own), rtnl.route(default))
 
+        def settle() -> None:
+            with Netlink() as netlink:  # asking for a device makes the kernel finish its carrier change
+                netlink.get_link(f"port{number}")
+                netlink.get_link("switch0")
+
         netns.run_in(self.switch, wire)
         netns.run_in(path, configure)
+        netns.run_in(self.switch, settle)
         os.close(fd)
         node = Machine(number, path, self._directory / f"node{number}", self._make)
         self.nodes.append(node)

@@ -87,6 +87,7 @@ async def test_exit_codes_and_start_errors(node: CriNode):
 
 
 async def test_the_configuration_reaches_the_container(node: CriNode, tmp_path: Path):
+    tmp_path.chmod(0o755)
     (tmp_path / "file").write_text("from the host")
     linux = pb.LinuxContainerConfig()
     linux.security_context.run_as_user.value = 8
@@ -119,6 +120,8 @@ async def test_the_configuration_reaches_the_container(node: CriNode, tmp_path: 
     assert await inside("cat /etc/hostname") == "pod"
     assert "NoNewPrivs:\t1" in await inside("cat /proc/self/status")
     assert "Seccomp:\t2" in await inside("cat /proc/self/status")
+    user = (await node.status(container)).user.linux
+    assert (user.uid, user.gid, list(user.supplemental_groups)) == (8, 9, [9, 50, 77])
 
 
 async def test_an_image_volume_is_filled_and_separate(node: CriNode):
@@ -129,6 +132,26 @@ async def test_an_image_volume_is_filled_and_separate(node: CriNode):
     assert (await node.exec(second, "cat", "/data/file")).stdout == b"from the image"
     link = Path(node.folder, "root/containers", first, "volume-0/link")
     assert os.readlink(link) == "/etc/passwd"
+
+
+async def test_an_image_can_be_a_volume(node: CriNode):
+    image = pb.ImageSpec(image=VOLUMES)
+    mounts = [
+        pb.Mount(container_path="/whole", image=image),
+        pb.Mount(container_path="/part", image=image, image_sub_path="data"),
+    ]
+    sandbox, container, config = await node.launch("sleep", "1000", mounts=mounts)
+    assert (
+        await node.exec(container, "cat", "/whole/data/file", "/part/file")
+    ).stdout == b"from the image" * 2
+    assert b"Read-only" in (await node.exec(container, "sh", "-c", "echo x >/whole/new")).stderr
+    code, words = await refused(node.exec(container, "/whole/bin/busybox"))
+    assert "permission denied" in words
+    missing = [pb.Mount(container_path="/x", image=image, image_sub_path="none")]
+    code, words = await refused(node.create(sandbox, config, "sleep", "1", name="other", mounts=missing))
+    assert (code, "none" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
+    assert str(node.folder / "root" / "containers") not in Path("/proc/self/mountinfo").read_text()
 
 
 async def test_repeated_requests_give_the_same_object(node: CriNode):
@@ -244,6 +267,11 @@ async def test_bad_requests_name_what_is_wrong(node: CriNode):
         assert words in text
     code, text = await refused(node.create(sandbox, config, image="registry.test/none:1"))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_call_that_is_not_done_says_so(node: CriNode):
+    code, words = await refused(node.runtime.CheckpointContainer(pb.CheckpointContainerRequest()))
+    assert (code, words[:19]) == (grpc.StatusCode.UNIMPLEMENTED, "CheckpointContainer")
 
 
 async def test_the_stop_signal_of_the_pod_is_used(node: CriNode):

@@ -1,4 +1,5 @@
-"""The pods component on a real `nodelet-cri`: the same life of a pod as in the unit tests, with real processes.
+"""The pods component on a real `nodelet-cri`: the same life of a pod as in the unit tests, with real
+processes.
 
 Only the API, the probes' targets and the volumes are fakes; times are real and bounded.
 """

@@ -1,4 +1,4 @@
-"""Containers made for real: life and exit, logs, exec, terminals, namespaces, limits, and nothing left behind."""
+"""Containers made for real: life, logs, exec, terminals, namespaces, limits, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ async def read_all(fd: int | None, seconds: float = 5) -> bytes:
     loop, data = asyncio.get_running_loop(), b""
     async with asyncio.timeout(seconds):
         while True:
-            readable = loop.create_future()
-            loop.add_reader(fd, lambda: readable.done() or readable.set_result(None))
-            await readable
+            readable = asyncio.Event()
+            loop.add_reader(fd, readable.set)
+            await readable.wait()
             loop.remove_reader(fd)
             try:
                 piece = os.read(fd, 65536)
@@ -405,7 +405,8 @@ class TestMounts:
             (share / name).mkdir()
         everything = {"capabilities": ("SYS_ADMIN",), "seccomp": b""}
         mounts = (Mount(source=share, target="/share", propagation="shared"),)
-        script = "mount -t tmpfs made /share/out && echo mounted; while ! test -e /share/in/x; do sleep 0.02; done; echo seen"
+        script = "mount -t tmpfs made /share/out && echo mounted; "
+        script += "while ! test -e /share/in/x; do sleep 0.02; done; echo seen"
         spec = await pod.start("sh", "-c", script, mounts=mounts, **everything)
         while pod.output(spec.id) != ["mounted"]:
             await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 
@@ -60,7 +61,8 @@ class Stream:
             while True:
                 await asyncio.wait_for(self.read_message(), 20)
         except EOFError:
-            await self.send(b"\x03\xe8", opcode=8)
+            with suppress(ConnectionError):  # the server may have hung up already
+                await self.send(b"\x03\xe8", opcode=8)
             self.close()
             await asyncio.sleep(0)
             return json.loads(self.output[3])

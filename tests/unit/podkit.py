@@ -5,8 +5,10 @@ Address conventions: sandboxes get 10.0.0.<n>, the node is 192.0.2.1, cluster DN
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from fake_cri import FakeCri, Program
 
-__all__ = ["FakeCri", "Node", "Program", "make_pod", "settle"]
+__all__ = ["FakeCri", "Node", "Program", "deleted", "make_pod", "running", "settle"]
 
 
 def make_pod(**changes: Any) -> Pod:
-    """A pod `web` in `default` with one container `app` of image `busybox`; `spec` and `metadata` are merged in.
+    """A pod `web` in `default` with one container `app` of `busybox`; `spec` and `metadata` are merged in.
 
     Values are written as in a manifest (camelCase).
     """
@@ -240,3 +242,26 @@ class Node:
 
     def condition(self, kind: str) -> str:
         return next(c.status for c in self.pod().status.conditions if c.type == kind)
+
+
+@asynccontextmanager
+async def running(node: Node, *pods: Pod) -> AsyncIterator[Node]:
+    """The node at work; `pods` are those the API lists first."""
+    task = asyncio.create_task(node.manager.run())
+    for pod in pods:
+        node.manager.put(pod)
+    await node.settle()
+    node.manager.complete("api")
+    try:
+        yield node
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def deleted(pod: Pod, grace: int = 30) -> Pod:
+    """The pod as it is after a deletion with that grace in seconds."""
+    meta = msgspec.structs.replace(
+        pod.metadata, deletion_timestamp="2023-11-14T22:13:50Z", deletion_grace_period_seconds=grace
+    )
+    return msgspec.structs.replace(pod, metadata=meta)

@@ -62,6 +62,17 @@ async def test_expiry_lists_again_and_prunes_what_vanished():
         assert seen == [(None, "a"), (None, "b"), ("b", None)]
 
 
+async def test_what_was_added_and_vanished_while_we_were_away_is_pruned():
+    lists = [listing(version="10"), listing(version="20")]
+    streams = [[event("ADDED", item("a", "11")), event("ERROR", {"code": 410})], []]
+    async with following(ScriptedTransport(lambda *_: lists.pop(0), streams)) as (informer, seen, clock):
+        await settle(60)
+        await clock.advance(1.0)
+        await settle(60)
+        assert informer.store == {}
+        assert seen == [(None, "a"), ("a", None)]
+
+
 async def test_a_failing_list_keeps_everything_and_is_tried_again():
     answers = [listing(item("a", "1"), version="10"), refusal(500), refusal(500), listing(item("a", "2"))]
     transport = ScriptedTransport(lambda *_: answers.pop(0), [[event("ERROR", {"code": 410})], []])

@@ -108,7 +108,8 @@ def test_the_first_file_by_name_is_in_force_and_changes_are_seen(network, tmp_pa
 
 
 async def test_plugins_run_in_order_and_are_undone_backwards(network, tmp_path):
-    record = f'echo "$CNI_COMMAND $0 $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME" >>{tmp_path}/calls; cat >{tmp_path}/stdin-$(basename $0)-$CNI_COMMAND\n'
+    record = f'echo "$CNI_COMMAND $0 $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME" >>{tmp_path}/calls\n'
+    record += f"cat >{tmp_path}/stdin-$(basename $0)-$CNI_COMMAND\n"
     plugin(tmp_path, "one", record + """echo '{"ips": [{"address": "10.0.0.2/24"}]}'""")
     plugin(tmp_path, "two", record + """echo '{"ips": [{"address": "10.0.0.3/24"}]}'""")
     config = parse_conflist(conflist("one", "two"), "file")

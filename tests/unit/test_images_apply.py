@@ -3,6 +3,7 @@
 import os
 import stat
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -241,10 +242,8 @@ def test_any_mix_stays_inside(tmp_path_factory, mix):
     (base / "a").write_text("canary")
     (base / "b").mkdir()
     members = [member(name, kind=kind, link=link, mode=0o755) for name, kind, link in mix]
-    try:
+    with suppress(CorruptContent):
         apply(base, archive(*members))
-    except CorruptContent:
-        pass
     assert (base / "a").read_text() == "canary"
     assert list((base / "b").iterdir()) == []
     assert {entry.name for entry in base.iterdir()} == {"a", "b", "layer"}

@@ -79,7 +79,7 @@ def test_ports_in_folder_names_and_no_server_twice(tmp_path):
 )
 def test_malformed_files_are_input_errors(tmp_path, text):
     write(tmp_path, "_default", text)
-    with pytest.raises(InputError, match="hosts.toml"):
+    with pytest.raises(InputError, match=r"hosts\.toml"):
         endpoints("quay.io", tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Manifests, indexes and image configurations as strangers write them."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -99,10 +100,8 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["config", "layers", "manifests", "mediaType", "schemaVersion"]), JSON)
 def test_any_field_value(key, value):
-    try:
+    with suppress(CorruptContent):
         parse({**IMAGE, key: value})
-    except CorruptContent:
-        pass
 
 
 def entry(architecture, variant="", os="linux"):
@@ -211,10 +210,8 @@ def test_malformed_rootfs_is_refused(rootfs):
 
 @given(st.sampled_from(["User", "Env", "Cmd", "Volumes", "Labels", "WorkingDir", "ExposedPorts"]), JSON)
 def test_any_config_value(key, value):
-    try:
+    with suppress(CorruptContent):
         parse_config(config(**{key: value}))
-    except CorruptContent:
-        pass
 
 
 def test_chain_ids_are_those_of_the_specification():

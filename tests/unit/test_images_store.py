@@ -5,7 +5,6 @@ import json
 import logging
 
 import pytest
-from aiohttp import web
 from images_kit import (
     HOST,
     FakeRegistry,
@@ -14,21 +13,16 @@ from images_kit import (
     digest_of,
     image,
     member,
-    on_socket,
     opened_store,
     serving,
 )
 
 from cri.images import manifest
 from cri.images.errors import (
-    AccessDenied,
     CorruptContent,
     ImageMissing,
     ImageNotFound,
-    PullError,
-    RegistryUnavailable,
 )
-from cri.images.model import Credentials
 from host.errors import Busy, InputError
 
 BASE = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/sh", b"#!" * 2000, mode=0o755))
@@ -137,7 +131,7 @@ async def test_endless_indexes_are_refused(store, fake):
 
 
 async def test_errors_carry_the_registrys_reason(store):
-    with pytest.raises(ImageNotFound, match="app:2.*not found.*manifest unknown"):
+    with pytest.raises(ImageNotFound, match=r"app:2.*not found.*manifest unknown"):
         await store.pull(f"{HOST}/team/app:2")
     with pytest.raises(InputError):
         await store.pull("Not A Reference")
@@ -152,80 +146,6 @@ async def test_an_image_for_another_machine_is_not_found(store, fake, built):
     fake.manifests["1"] = (json.dumps(body).encode(), manifest.OCI_MANIFEST)
     with pytest.raises(ImageNotFound, match="mips"):
         await store.pull(REF)
-
-
-@pytest.mark.parametrize("spoil", ["flip", "longer", "shorter"])
-async def test_spoiled_blobs_are_refused_and_leave_nothing(store, fake, built, spoil):
-    digest = digest_of(built.layers[1])
-    good = fake.blobs[digest]
-    fake.blobs[digest] = {"flip": b"X" + good[1:], "longer": good + b"X", "shorter": good[:-1]}[spoil]
-    with pytest.raises(PullError, match=digest):
-        await store.pull(REF)
-    assert store.list() == ()
-    assert leftovers(store) == []
-    fake.blobs[digest] = good
-    await store.pull(REF)
-
-
-async def test_wrong_diff_id_is_refused(store, fake, built):
-    body = json.loads(built.manifest)
-    body["layers"].reverse()
-    fake.manifests["1"] = (json.dumps(body).encode(), manifest.OCI_MANIFEST)
-    with pytest.raises(CorruptContent, match="configuration says"):
-        await store.pull(REF)
-    assert list((store._root / "layers").iterdir()) == []
-
-
-async def test_cut_connections_are_resumed(store, fake, built):
-    digest = digest_of(built.layers[0])
-    fake.hooks[digest] = cutting(fake.blobs[digest], pieces=3)
-    await store.pull(REF)
-    ranges = [request.headers.get("Range") for request in fake.requests if request.path.endswith(digest)]
-    assert len(ranges) == 3
-    assert ranges[0] is None and ranges[1].startswith("bytes=")
-
-
-def cutting(data: bytes, *, pieces: int):
-    async def answer(request: web.Request) -> web.StreamResponse | None:
-        start = request.http_range.start or 0
-        end = start + len(data) // pieces + 1
-        if end >= len(data):
-            return None
-        status = 206 if start else 200
-        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = len(data) - start
-        await response.prepare(request)
-        await response.write(data[start:end])
-        request.transport.abort()
-        return response
-
-    return answer
-
-
-async def test_a_registry_that_always_cuts_is_unavailable(store, fake, built):
-    digest = digest_of(built.layers[0])
-
-    async def cut(request):
-        request.transport.abort()
-        return web.Response()
-
-    fake.hooks[digest] = cut
-    with pytest.raises(RegistryUnavailable):
-        await store.pull(REF)
-    assert leftovers(store) == []
-
-
-async def test_range_ignored_by_the_server_starts_anew(store, fake, built):
-    digest = digest_of(built.layers[0])
-    data = fake.blobs[digest]
-    once = cutting(data, pieces=2)
-
-    async def forgetful(request):
-        return web.Response(body=data) if "Range" in request.headers else await once(request)
-
-    fake.hooks[digest] = forgetful
-    await store.pull(REF)
 
 
 async def test_equal_pulls_are_joined(store, fake):
@@ -320,111 +240,6 @@ async def test_a_spoiled_config_blob_is_noticed(tmp_path, fake, built):
         async with opened_store(tmp_path, session) as again:
             assert again.list() == ()
             assert (await again.pull(REF)).id == got.id
-
-
-async def test_basic_and_missing_credentials(tmp_path, built):
-    from deploy.labkit import registry
-
-    content = registry.RegistryStore(root=tmp_path / "registry")
-    for data in (built.config, *built.layers):
-        content.put_blob(data)
-    content.put_manifest(f"{HOST}/team/app", built.manifest, media_type=manifest.OCI_MANIFEST, tags=("1",))
-    app = registry.application(tmp_path / "registry", accounts={"me": "secret"}, private=(HOST,))
-    async with on_socket(app, tmp_path) as session, opened_store(tmp_path, session) as store:
-        with pytest.raises(AccessDenied, match="401.*authentication required"):
-            await store.pull(REF)
-        with pytest.raises(AccessDenied, match="refused"):
-            await store.pull(REF, Credentials(username="me", password="wrong"))
-        with pytest.raises(AccessDenied):
-            await store.pull(REF, Credentials(username="me", password="secret", server_address="other.test"))
-        assert await store.pull(REF, Credentials(username="me", password="secret"))
-
-
-async def test_bearer_tokens(store, fake):
-    async def token(request):
-        assert request.query["scope"] == "repository:team/app:pull"
-        assert request.headers["Authorization"].startswith("Basic ")
-        return web.json_response({"token": "t0ken"})
-
-    async def guard(request):
-        if request.headers.get("Authorization") == "Bearer t0ken":
-            return None
-        realm = f'Bearer realm="http://{HOST}/token",service="s"'
-        return web.json_response({}, status=401, headers={"WWW-Authenticate": realm})
-
-    fake.hooks["/token"] = token
-    fake.hooks["/1"] = guard
-    await store.pull(REF, Credentials(username="me", password="pw"))
-    assert fake.paths().count("/token") == 1
-
-
-async def test_redirects_travel_without_secrets(store, fake, built):
-    digest = digest_of(built.layers[0])
-
-    async def elsewhere(request):
-        if request.host == "cdn.test":
-            return None
-        return web.Response(status=307, headers={"Location": f"http://cdn.test/blobs/{digest}?sig=canary"})
-
-    fake.hooks[digest] = elsewhere
-    await store.pull(REF, Credentials(registry_token="t0ken"))
-    (cdn,) = [request for request in fake.requests if request.host == "cdn.test"]
-    assert "Authorization" not in cdn.headers
-    home = [request for request in fake.requests if request.host == HOST]
-    assert all(request.headers["Authorization"] == "Bearer t0ken" for request in home)
-
-
-@pytest.mark.parametrize(
-    "location",
-    ["http://169.254.169.254/x?s=canary", "file:///etc/passwd", "http://a:canary@b/", "http://[x", ""],
-)
-async def test_bad_redirects_are_refused_without_telling_secrets(store, fake, built, location):
-    async def away(request):
-        return web.Response(status=302, headers={"Location": location})
-
-    fake.hooks[digest_of(built.layers[0])] = away
-    with pytest.raises(RegistryUnavailable, match="redirects") as caught:
-        await store.pull(REF)
-    assert "canary" not in str(caught.value)
-
-
-async def test_redirect_loops_end(store, fake):
-    async def again(request):
-        return web.Response(status=301, headers={"Location": request.path + "?x=canary"})
-
-    fake.hooks["/1"] = again
-    with pytest.raises(RegistryUnavailable, match="circles"):
-        await store.pull(REF)
-
-
-async def test_server_errors_and_giant_manifests(store, fake):
-    async def broken(request):
-        return web.Response(status=503, text="<html>https://x/?canary")
-
-    fake.hooks["/1"] = broken
-    with pytest.raises(RegistryUnavailable, match="503") as caught:
-        await store.pull(REF)
-    assert "canary" not in str(caught.value)
-
-    async def giant(request):
-        return web.Response(body=b" " * (manifest.MAX_MANIFEST_BYTES + 1))
-
-    fake.hooks["/1"] = giant
-    with pytest.raises(CorruptContent, match="larger"):
-        await store.pull(REF)
-
-
-async def test_a_silent_registry_times_out(tmp_path, fake):
-    async def silent(request):
-        await asyncio.sleep(3600)
-
-    fake.hooks["/1"] = silent
-    async with (
-        serving(fake, tmp_path) as session,
-        opened_store(tmp_path, session, progress_timeout=0.05) as store,
-    ):
-        with pytest.raises(RegistryUnavailable, match="in time"):
-            await store.pull(REF)
 
 
 async def test_layer_blobs_need_not_be_kept(tmp_path, fake, built):

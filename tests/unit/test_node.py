@@ -5,6 +5,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from apikit import ScriptedTransport, refusal
 
 from agent.api import errors
 from agent.api.client import ApiClient
@@ -16,7 +17,6 @@ from agent.node.facts import Machine, Usage
 from agent.node.lease import LeaseKeeper
 from agent.node.manager import NodeManager, status_patch
 from agent.node.status import NodePlan
-from apikit import ScriptedTransport, refusal
 from host.clocks import FakeClock, settle
 from host.errors import InputError
 
@@ -71,8 +71,11 @@ def test_pressure_shows_the_arithmetic():
     ("runtime", "words"),
     [
         (RuntimeState(error="no socket"), "container runtime is down: no socket"),
-        (RuntimeState(ready=False, network_ready=True, runtime_message="R"), "container runtime not ready:
-        R"), (
+        (
+            RuntimeState(ready=False, network_ready=True, runtime_message="R"),
+            "container runtime not ready: R",
+        ),
+        (
             RuntimeState(ready=True, network_message="NetworkReady=false reason:NetworkPluginNotReady"),
             "container runtime network not ready: NetworkReady=false",
         ),
@@ -294,7 +297,8 @@ async def test_an_api_that_is_away_is_waited_for(tmp_path):
 
 
 async def test_a_lease_conflict_is_read_again():
-    answers = {"GET": [{"metadata": {"name": "n1", "resourceVersion": "1"}}] * 2, "PUT": [refusal(409, "Conflict")]}
+    lease = {"metadata": {"name": "n1", "resourceVersion": "1"}}
+    answers = {"GET": [lease, lease], "PUT": [refusal(409, "Conflict")]}
 
     def answer(method, path, query, body):
         waiting = answers.get(method)

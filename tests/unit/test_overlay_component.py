@@ -5,11 +5,12 @@ import ipaddress
 import json
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.api.structs import Node, NodeSpec, ObjectMeta
+from agent.api.structs import Node, NodeSpec, NodeStatus, ObjectMeta
 from agent.overlay import mac, peers
 from agent.overlay.component import Overlay
 from agent.overlay.settings import OverlaySettings
@@ -201,9 +202,19 @@ async def test_nothing_is_written_when_nothing_changed(bench):
     bench.overlay.update({"node1": node(1), "node2": node(2)})
     await bench.until(lambda: bench.overlay.status == "")
     bench.kernel.batches.clear()
-    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.clock.advance(SETTINGS.recheck_seconds)
     await bench.until(lambda: bench.kernel.batches)
     assert bench.kernel.batches == [[]]
+
+
+async def test_a_heartbeat_wakes_nobody(bench):
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "")
+    beat = msgspec.structs.replace(node(2), status=NodeStatus(volumes_in_use=("v",)))
+    bench.overlay.update({"node1": node(1), "node2": beat})
+    assert not bench.overlay._wake.is_set()
+    bench.overlay.update({"node1": node(1), "node2": node(2, public_ip="192.0.2.77")})
+    assert bench.overlay._wake.is_set()
 
 
 async def test_bad_peer_is_named_and_hurts_nobody_else(bench):

@@ -59,7 +59,9 @@ def test_later_values_win_and_see_the_earlier_ones() -> None:
 
 
 def test_whole_objects_with_a_prefix_and_later_ones_win() -> None:
-    env = env_of([], envFrom=[{"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "sec"}}])
+    env = env_of(
+        [], envFrom=[{"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "sec"}}]
+    )
     assert env == {"P_colour": "red", "P_size": "xl", "password": "s3cr3t"}
 
 
@@ -128,7 +130,9 @@ def test_unset_limits_are_the_nodes() -> None:
 
 
 def test_service_variables() -> None:
-    web = service("my-web", ports=[{"name": "http", "port": 80}, {"port": 53, "protocol": "UDP", "name": "dns"}])
+    web = service(
+        "my-web", ports=[{"name": "http", "port": 80}, {"port": 53, "protocol": "UDP", "name": "dns"}]
+    )
     got = service_variables("default", [web], links=True)
     assert got == {
         "MY_WEB_SERVICE_HOST": "10.96.0.7",

@@ -67,7 +67,8 @@ def test_hosts_file() -> None:
 
 
 def test_resolv_conf_is_read_as_the_resolver_does() -> None:
-    text = "# comment\nnameserver 1.1.1.1\nnameserver ::1 ; x\nsearch a b\nsearch c.example.\noptions ndots:2 rotate\n"
+    text = "# comment\nnameserver 1.1.1.1\nnameserver ::1 ; x\nsearch a b\nsearch c.example.\n"
+    text += "options ndots:2 rotate\n"
     assert parse_resolv_conf(text) == Dns(("1.1.1.1", "::1"), ("c.example",), ("ndots:2", "rotate"))
     assert parse_resolv_conf("search .\nnonsense\n") == Dns()
 

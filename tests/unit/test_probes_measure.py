@@ -1,11 +1,18 @@
 """Single measurements over loopback sockets: requests as sent, texts as shown."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from agent.api.structs import (
     Container,
@@ -28,7 +35,7 @@ TARGET = Target(Container(name="c"), "id", "127.0.0.1")
 
 
 @asynccontextmanager
-async def server(answer: Callable[[bytes], bytes | None]) -> Any:
+async def server(answer: Callable[[bytes], bytes | None], *, tls: ssl.SSLContext | None = None) -> Any:
     """A loopback server; gives its port and the requests it got. None as answer: never answers."""
     requests: list[bytes] = []
     hold = asyncio.Event()
@@ -48,7 +55,7 @@ async def server(answer: Callable[[bytes], bytes | None]) -> Any:
         finally:
             writer.close()
 
-    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     try:
         yield listening.sockets[0].getsockname()[1], requests
     finally:
@@ -167,6 +174,38 @@ async def test_https_to_a_plain_server_fails() -> None:
     async with server(status(200)) as (port, _):
         measured = await measure_http(HTTPGetAction(port=port, scheme="HTTPS"), TARGET, timeout=0.2)
     assert measured.outcome is Outcome.FAILURE
+
+
+def self_signed(directory: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody signed, for another name, long expired."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "elsewhere.example")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2001, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2001, 1, 2, tzinfo=UTC))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    file = directory / "pair.pem"
+    file.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(pem)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+async def test_https_does_not_check_certificates(tmp_path: Path) -> None:
+    async with server(status(200), tls=self_signed(tmp_path)) as (port, requests):
+        measured = await measure_http(HTTPGetAction(port=port, scheme="HTTPS"), TARGET, timeout=5)
+    assert measured.outcome is Outcome.SUCCESS
+    assert requests[0].startswith(b"GET / HTTP/1.1")
 
 
 async def test_tcp_opens() -> None:

@@ -166,8 +166,10 @@ async def test_drift_is_noticed() -> None:
     assert "KUBE-" in await back_end.drifted()
 
 
-async def test_clean_up_leaves_what_was_there_before() -> None:
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_clean_up_leaves_what_was_there_before(limit: int | None) -> None:
     fake = await fresh(STEPS[4])
+    fake.limit = limit
     fake.tables["nat"]["POSTROUTING"].append("-j MASQUERADE")
     await IptablesBackEnd(Settings(), port=fake).clean_up()
     empty = FakeIptables().tables

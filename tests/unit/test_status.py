@@ -118,7 +118,9 @@ def test_conditions_of_a_starting_pod_name_what_is_missing() -> None:
     assert found["Ready"] == ("ContainersNotReady", "containers with unready status: [app]")
 
 
-@pytest.mark.parametrize(("policy", "code", "reason"), [("Never", 0, "PodCompleted"), ("Never", 1, "PodFailed")])
+@pytest.mark.parametrize(
+    ("policy", "code", "reason"), [("Never", 0, "PodCompleted"), ("Never", 1, "PodFailed")]
+)
 def test_conditions_of_an_ended_pod(policy: str, code: int, reason: str) -> None:
     found = conditions(status(pod_of(policy), con(state=EXITED, code=code)))
     assert found["Ready"] == found["ContainersReady"] == ("False", reason)

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import itertools
+import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from volume_kit import Node, fails, pod, texts
 
+from agent.api.errors import Forbidden
 from agent.api.structs import (
     ConfigMap,
     ConfigMapProjection,
@@ -17,9 +20,19 @@ from agent.api.structs import (
     DownwardAPIVolumeFile,
     DownwardAPIVolumeSource,
     EmptyDirVolumeSource,
+    EphemeralVolumeSource,
     HostPathVolumeSource,
     KeyToPath,
+    LocalVolumeSource,
     ObjectFieldSelector,
+    ObjectMeta,
+    OwnerReference,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    PersistentVolumeClaimSpec,
+    PersistentVolumeClaimStatus,
+    PersistentVolumeClaimVolumeSource,
+    PersistentVolumeSpec,
     Pod,
     ProjectedVolumeSource,
     Secret,
@@ -29,6 +42,7 @@ from agent.api.structs import (
     VolumeMount,
     VolumeProjection,
 )
+from agent.volumes.claim import give
 from agent.volumes.manager import Mount, VolumeError
 
 
@@ -276,7 +290,7 @@ async def test_teardown_deletes_nothing_while_a_mount_is_busy(node: Node) -> Non
     node.mounter.busy.add(path)
     with pytest.raises(VolumeError, match=r"busy.*in use by") as caught:
         await node.manager.teardown("u1")
-    assert caught.value.reason == "FailedUnmount"
+    assert caught.value.reason == "FailedUnMount"
     assert str(path) in caught.value.message
     assert (path / "data").exists()
     node.mounter.busy.clear()
@@ -288,3 +302,82 @@ async def test_teardown_deletes_nothing_while_a_mount_is_busy(node: Node) -> Non
 async def test_uids_that_would_leave_the_root_are_refused(node: Node, uid: str) -> None:
     with pytest.raises(VolumeError, match="not usable"):
         await node.manager.teardown(uid)
+
+
+async def test_an_api_error_is_a_failed_mount(node: Node) -> None:
+    async def refuse(namespace: str, name: str) -> None:
+        raise Forbidden("secrets is forbidden", status=403)
+
+    node.api.get_secret = refuse
+    message = await fails(node, pod(Volume(name="v", secret=SecretVolumeSource(secret_name="s"))))
+    assert message == 'MountVolume.SetUp failed for volume "v" : secrets is forbidden'
+
+
+def claim_of(phase: str = "Bound", **facts: Any) -> PersistentVolumeClaim:
+    return PersistentVolumeClaim(
+        metadata=ObjectMeta(name="data", namespace="ns", **facts),
+        spec=PersistentVolumeClaimSpec(volume_name="pv1"),
+        status=PersistentVolumeClaimStatus(phase=phase),
+    )
+
+
+DATA = Volume(name="v", persistent_volume_claim=PersistentVolumeClaimVolumeSource(claim_name="data"))
+
+
+async def test_claims_on_paths_of_this_node(node: Node) -> None:
+    node.claims.claims["ns/data"] = claim_of()
+    (node.root / "host/disk").mkdir()
+    (node.root / "host/disk/file").touch(mode=0o600)
+    for spec in (
+        PersistentVolumeSpec(host_path=HostPathVolumeSource(path="/disk")),
+        PersistentVolumeSpec(local=LocalVolumeSource(path="/disk")),
+    ):
+        node.claims.volumes["pv1"] = PersistentVolume(spec=spec)
+        prepared = await node.manager.prepare(pod(DATA))
+        assert prepared["v"].host_path == node.root / "host/disk"
+        assert not prepared["v"].read_only
+    await node.manager.teardown("u1")
+    assert (node.root / "host/disk/file").exists()
+
+
+async def test_claims_that_cannot_be_used(node: Node) -> None:
+    assert 'persistentvolumeclaim "data" not found' in await fails(node, pod(DATA))
+    node.claims.claims["ns/data"] = claim_of("Pending")
+    assert 'PVC "ns/data" is not bound' in await fails(node, pod(DATA))
+    node.claims.claims["ns/data"] = claim_of()
+    assert 'persistentvolume "pv1" not found' in await fails(node, pod(DATA))
+    node.claims.volumes["pv1"] = PersistentVolume(spec=PersistentVolumeSpec(volume_mode="Block"))
+    assert "volumeMode Block is not supported" in await fails(node, pod(DATA))
+    node.claims.volumes["pv1"] = PersistentVolume(spec=PersistentVolumeSpec())
+    assert "of a kind this node does not support" in await fails(node, pod(DATA))
+    local = PersistentVolumeSpec(local=LocalVolumeSource(path="/none"))
+    node.claims.volumes["pv1"] = PersistentVolume(spec=local)
+    assert "/none is not a directory: no such file" in await fails(node, pod(DATA))
+
+
+async def test_ephemeral_claims_must_be_the_pods_own(node: Node) -> None:
+    made = pod(Volume(name="data", ephemeral=EphemeralVolumeSource()))
+    node.claims.volumes["pv1"] = PersistentVolume(
+        spec=PersistentVolumeSpec(host_path=HostPathVolumeSource(path="/eph"))
+    )
+    node.claims.claims["ns/p-data"] = claim_of()
+    assert "was not created for this pod" in await fails(node, made)
+    owner = OwnerReference(uid="u1", controller=True)
+    node.claims.claims["ns/p-data"] = claim_of(owner_references=(owner,))
+    assert (await node.manager.prepare(made))["data"].host_path == node.root / "host/eph"
+
+
+def test_fs_group_reaches_all_files_and_no_link_target(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.touch(mode=0o600)
+    volume = tmp_path / "volume"
+    (volume / "sub").mkdir(parents=True)
+    (volume / "sub/file").touch(mode=0o600)
+    (volume / "link").symlink_to(outside)
+    give(volume, os.getgid(), only_on_mismatch=True)
+    assert stat.S_IMODE((volume / "sub/file").stat().st_mode) == 0o660
+    assert stat.S_IMODE((volume / "sub").stat().st_mode) & 0o2770 == 0o2770
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+    (volume / "later").touch(mode=0o600)
+    give(volume, os.getgid(), only_on_mismatch=True)
+    assert stat.S_IMODE((volume / "later").stat().st_mode) == 0o600

@@ -9,6 +9,8 @@ from agent.api.structs import (
     ConfigMap,
     Container,
     ObjectMeta,
+    PersistentVolume,
+    PersistentVolumeClaim,
     Pod,
     PodSpec,
     Secret,
@@ -79,15 +81,31 @@ class FakeApi:
         )
 
 
+class FakeClaims:
+    """Claims and their volumes in dicts."""
+
+    def __init__(self) -> None:
+        self.claims: dict[str, PersistentVolumeClaim] = {}
+        self.volumes: dict[str, PersistentVolume] = {}
+
+    async def get_claim(self, namespace: str, name: str) -> PersistentVolumeClaim | None:
+        return self.claims.get(f"{namespace}/{name}")
+
+    async def get_persistent_volume(self, name: str) -> PersistentVolume | None:
+        return self.volumes.get(name)
+
+
 class Node:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.clock = FakeClock()
         self.api = FakeApi(self.clock)
+        self.claims = FakeClaims()
         self.mounter = FakeMounter()
         self.manager = VolumeManager(
             root=root / "kubelet",
             sources=self.api,
+            claims=self.claims,
             clock=self.clock,
             allocatable=lambda: {"memory": "1Gi", "cpu": "2"},
             host_root=root / "host",

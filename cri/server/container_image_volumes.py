@@ -1,0 +1,99 @@
+"""Image volumes (KEP-4639): an image's files as a read-only, non-executable mount in a container.
+
+The merged layers are mounted in the container's own folder on the host, where the mount outlives a restart of
+the daemon, and are bound into the container like any other host folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cri.runtime import rooted
+from host import syscalls
+from host.errors import HostError, InputError, NotFound
+
+_PREFIX = "image-"
+_ATTRIBUTES = (
+    syscalls.MOUNT_ATTR_RDONLY
+    | syscalls.MOUNT_ATTR_NOSUID
+    | syscalls.MOUNT_ATTR_NODEV
+    | syscalls.MOUNT_ATTR_NOEXEC
+)
+
+
+def detached_image(layers: Sequence[Path], spare: Path) -> int:
+    """The merged layers on a read-only mount that is attached nowhere yet and ends with its descriptor.
+
+    Args:
+        layers: top first.
+        spare: an empty folder, since overlayfs wants two lower directories where there is no upper one.
+
+    Returns:
+        the mount's descriptor, to be closed by the caller.
+    """
+    folders = [*layers, spare] if len(layers) == 1 else layers
+    options = tuple((b"lowerdir+", os.fsencode(folder)) for folder in folders)
+    return syscalls.new_mount(b"overlay", options, attributes=_ATTRIBUTES)
+
+
+def mount_image(data: Path, index: int, layers: Sequence[Path], sub_path: str) -> Path:
+    """Mount an image below a container's folder.
+
+    Args:
+        data: the container's folder.
+        index: which of its image volumes this is.
+        layers: the image's layers, top first.
+        sub_path: a folder or file inside the image, or empty for all of it.
+
+    Returns:
+        the path to bind into the container.
+
+    Raises:
+        InputError: the image has no such sub-path.
+        HostError: the kernel refused to mount.
+    """
+    point, spare = data / f"{_PREFIX}{index}", data / "empty"
+    point.mkdir(mode=0o700)
+    spare.mkdir(mode=0o755, exist_ok=True)
+    view = detached_image(layers, spare)
+    try:
+        target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            syscalls.move_mount(view, target)
+        finally:
+            os.close(target)
+        return _inside(view, point, sub_path) if sub_path else point
+    finally:
+        os.close(view)
+
+
+def _inside(view: int, point: Path, sub_path: str) -> Path:
+    """The host path of something in the image, links resolved inside it; nobody can change it afterwards."""
+    try:
+        found = rooted.find(view, sub_path.encode())
+    except NotFound as exc:
+        raise InputError(f"image volume has no {sub_path[:200]!r}") from exc
+    try:
+        path = Path(os.readlink(f"/proc/self/fd/{found}"))
+    finally:
+        os.close(found)
+    if not path.is_relative_to(point):
+        raise InputError(f"image_sub_path {sub_path[:200]!r} leads out of the image")
+    return path
+
+
+def unmount_images(data: Path) -> None:
+    """Take a container's image volumes down; what is not mounted is fine."""
+    if not data.is_dir():
+        return
+    for point in data.glob(f"{_PREFIX}*"):
+        with suppress(NotFound):
+            try:
+                syscalls.umount(str(point), syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+            except HostError as exc:
+                if exc.errno != errno.EINVAL:  # no mount point, the daemon was killed before it mounted
+                    raise
