@@ -19,7 +19,8 @@ from pathlib import Path
 from agent import notify, startup
 from agent.api import resources
 from agent.api.client import ApiClient, PatchKind
-from agent.api.events import EventRecorder
+from agent.api.errors import ApiError
+from agent.api.events import EventRecorder, node_reference
 from agent.api.sources import ApiSources
 from agent.api.structs import EndpointSlice, Node, Pod, Service
 from agent.api.watch import Informer, Selection
@@ -93,9 +94,10 @@ class Agent:
             node_name=name,
             node_ip=self._ips[0],
             annotate=self._annotate,
-            settings=startup.overlay_settings(settings),
+            settings=startup.overlay_settings(settings, ips=self._ips),
             clock=clock,
-            annotate_failures=(Exception,),
+            annotate_failures=(ApiError,),
+            report=self._warn_about_node,
         )
         self.pods = self._make_pods()
         self._proxy: ServiceProxy | None = None
@@ -105,6 +107,10 @@ class Agent:
         self._certificate = startup.serving_certificate(settings, client=client, ips=self._ips, clock=clock)
         self.server = self._make_server()
         self._refreshing: set[asyncio.Task[None]] = set()
+
+    def _warn_about_node(self, reason: str, message: str) -> None:
+        reference = node_reference(self._settings.node_name)
+        self.events.record(reference, type="Warning", reason=reason, message=message)
 
     # --- making -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,30 +29,42 @@ nodelet: a Kubernetes node in Python
 
 usage:
   nodelet [run] --kubeconfig=FILE [--config=FILE] [flags]   run a node of a cluster
-  nodelet run --standalone --manifests=DIR [flags]          run static pods without a cluster
+  nodelet run --standalone --manifests=DIR [flags]          run a folder of pods without a cluster
   nodelet --version
 
-flags (kubelet's; any flag of kubelet that sets a field of KubeletConfiguration may be given):
-  --config=FILE                       KubeletConfiguration (v1beta1)
-  --config-dir=DIR                    *.conf drop-ins for it
-  --nodelet-config=FILE               NodeletConfiguration: overlay, service rules, CNI
+Needs root and a CRI runtime at its socket: start nodelet-cri too.
+
+files:
   --kubeconfig=FILE                   how to reach the API server
   --bootstrap-kubeconfig=FILE         credentials for the first certificate request
-  --container-runtime-endpoint=SOCKET CRI socket (unix:///run/nodelet/cri.sock)
-  --hostname-override=NAME            name of the Node
-  --node-ip=ADDRESS[,ADDRESS]         addresses of the Node
+  --config=FILE                       KubeletConfiguration (v1beta1), as kubeadm writes it
+  --config-dir=DIR                    *.conf drop-ins for it
+  --nodelet-config=FILE               NodeletConfiguration: overlay, service rules, CNI
+  --manifests=DIR                     pods to run, one a file (with --standalone)
+
+node:
+  --hostname-override=NAME            name of the Node (the host name)
+  --node-ip=ADDRESS[,ADDRESS]         addresses of the Node (the one towards the API server)
   --node-labels=KEY=VALUE,…           labels for registration
   --register-with-taints=KEY=VALUE:EFFECT,…
+  --pod-cidr=NETWORK                  addresses of pods where no controller sets them
+                                      (10.244.0.0/24 with --standalone)
+
+machine:
+  --container-runtime-endpoint=SOCKET CRI socket (unix:///run/nodelet/cri.sock)
   --root-dir=DIR                      state of pods (/var/lib/kubelet)
   --cert-dir=DIR                      our certificates (<root>/pki)
-  -v=N                                0 warnings, 2 facts, 4 details
+  --cgroup-root=PATH                  cgroup that all pods are below (/)
+  -v=N                                0 warnings, 2 facts (default), 4 details
+
+Any other flag of kubelet that sets a field of KubeletConfiguration may be given too, and wins over the file.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; answers its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["--help"], ["-h"], ["help"]):
+    if words[:1] == ["help"] or {"--help", "-h"} & set(words):
         print(HELP, end="")
         return 0
     if words[:1] in (["--version"], ["--version=true"], ["version"]):
@@ -72,35 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """`nodelet run`. Raises InputError."""
-    from agent import logs
+    from agent import logs, preflight
     from agent.config import flags, load
 
-    verbosity = 2
-    logs.set_up(verbosity)
+    logs.set_up(flags.Options().verbosity)
     options = flags.parse(argv)
     logs.set_up(options.verbosity)
     settings = load.load(options)
-    check_machine(settings)
+    preflight.check_machine(settings)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(settings))
     return 0
-
-
-def check_machine(settings: Settings) -> None:
-    """What would make every later step fail. Raises InputError with the fix."""
-    if os.geteuid() != 0:
-        raise InputError("must run as root: a node makes namespaces, mounts and cgroups (try sudo)")
-    for path in (settings.root, settings.pki):
-        try:
-            path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as exc:
-            raise InputError(f"{path} cannot be made: {(exc.strerror or '').lower()} (--root-dir)") from exc
-    swaps = Path("/proc/swaps").read_text().splitlines()[1:] if Path("/proc/swaps").exists() else []
-    if settings.kubelet.fail_swap_on and swaps:
-        devices = ", ".join(line.split()[0] for line in swaps)
-        raise InputError(f"swap is on ({devices}): run swapoff -a, or set failSwapOn: false")
-    if not Path("/sys/fs/cgroup").is_dir():
-        raise InputError("no cgroups at /sys/fs/cgroup: mount cgroup2 there (mount -t cgroup2 none …)")
 
 
 async def _run(settings: Settings) -> None:
@@ -145,6 +138,7 @@ async def _client(settings: Settings) -> ApiClient | None:
     """The API client, after a bootstrap where one is needed. Raises InputError."""
     import time
 
+    from agent import preflight
     from agent.api.client import ApiClient
     from agent.api.kubeconfig import load
     from agent.api.transport import HttpTransport
@@ -163,7 +157,13 @@ async def _client(settings: Settings) -> ApiClient | None:
                 pki=settings.pki,
                 node_name=settings.node_name,
             )
-    return ApiClient(HttpTransport(load(path)))
+    transport = HttpTransport(load(path))
+    try:
+        await preflight.check_server(transport)
+    except BaseException:
+        await transport.close()
+        raise
+    return ApiClient(transport)
 
 
 async def _node_ips(settings: Settings) -> tuple[str, ...]:

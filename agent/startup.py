@@ -5,6 +5,7 @@ The wiring itself is in `assembly`.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,24 @@ def node_plan(settings: Settings) -> NodePlan:
     )
 
 
-def overlay_settings(settings: Settings) -> OverlaySettings:
-    """The overlay's part of NodeletConfiguration."""
+LONE_POD_CIDR = "10.244.0.0/24"
+"""Pod range of a node without an API, where none is configured: the first of flannel's default network."""
+LONE_MTU = 1500
+
+
+def overlay_settings(settings: Settings, *, ips: Sequence[str] = ()) -> OverlaySettings:
+    """The overlay's part of NodeletConfiguration; a node without an API has no peers and needs no tunnel."""
     own = settings.nodelet
+    alone = settings.options.standalone
+    backend = "host-gw" if alone and own.overlay.backend == "vxlan" else own.overlay.backend
+    # With no route to anywhere the underlay is lo, whose MTU no veth can have.
+    offline = alone and any(ipaddress.ip_address(ip).is_loopback for ip in ips[:1])
     return OverlaySettings(
-        backend=own.overlay.backend,  # type: ignore[arg-type]  # checked by agent.config.nodelet
+        backend=backend,  # type: ignore[arg-type]  # checked by agent.config.nodelet
         vni=own.overlay.vni,
         port=own.overlay.port,
         device=own.overlay.device,
-        mtu=own.overlay.mtu,
+        mtu=own.overlay.mtu or (LONE_MTU if offline else 0),
         masquerade=own.overlay.masquerade,
         cluster_cidrs=ranges(own.cluster_cidr),
         conf_dir=own.cni.conf_dir if own.cni.write_config else "",
@@ -102,7 +112,9 @@ def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodS
         try:
             dns = Path(kubelet.resolver_config).read_text(errors="replace")
         except OSError as exc:
-            raise InputError(f"resolvConf {kubelet.resolver_config} cannot be read: {exc.strerror}") from exc
+            reason = (exc.strerror or str(exc)).lower()
+            fix = 'name another file, or set resolvConf: ""'
+            raise InputError(f"resolvConf {kubelet.resolver_config} cannot be read: {reason}: {fix}") from exc
     longest = kubelet.crash_loop_back_off.max_container_restart_period
     return PodSettings(
         node_name=settings.node_name,
@@ -114,7 +126,6 @@ def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodS
         cluster_domain=kubelet.cluster_domain or "cluster.local",
         host_dns=parse_resolv_conf(dns),
         max_pods=kubelet.max_pods,
-        pods_pids_limit=kubelet.pod_pids_limit,
         cpu_quota=kubelet.cpu_cfs_quota,
         cpu_quota_period_us=round(kubelet.cpu_cfs_quota_period * 1e6),
         seccomp_default=kubelet.seccomp_default,
@@ -256,7 +267,7 @@ def client_certificate(path: Path) -> Path | None:
 
 def lone_node(settings: Settings) -> Node:
     """The Node of a node without an API."""
-    cidrs = ranges(settings.nodelet.pod_cidr or settings.kubelet.pod_cidr)
+    cidrs = ranges(settings.nodelet.pod_cidr or settings.kubelet.pod_cidr or LONE_POD_CIDR)
     return Node(
         metadata=ObjectMeta(name=settings.node_name, labels=settings.options.node_labels),
         spec=NodeSpec(pod_cidr=cidrs[0] if cidrs else "", pod_cidrs=cidrs),

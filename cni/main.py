@@ -18,7 +18,12 @@ MAX_CONFIG_BYTES = 4 << 20
 
 
 def main() -> None:
-    """Run the command that the environment names, and exit."""
+    """Run the command that the environment names, and exit; `--version` is for people."""
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version  # not worth its time in an executable that lives 20 ms
+
+        print(f"nodelet-cni {version('nodelet')}")
+        return
     status, output = run(os.environ, sys.stdin.buffer)
     if output:
         sys.stdout.write(json.dumps(output) + "\n")

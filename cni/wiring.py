@@ -26,6 +26,7 @@ from cni.config import Attachment, NetworkConfig
 from cni.errors import CniError
 from host import netns, rtnl
 from host.errors import Exists, NotFound, Unsupported
+from host.linkremoval import remove_link
 from host.netlink import Netlink
 from host.rtnl import IPAddress, IPInterface, Link, Request, Route
 
@@ -172,8 +173,11 @@ class Wiring:
             self._netlink.execute(*requests)
 
     def detach(self, attachment: Attachment) -> None:
-        """Remove the pair; one that is gone already is success ("DEL", section 2 of the specification)."""
-        self._netlink.execute(rtnl.delete_link(host_name(attachment)), ignore=(NotFound,))
+        """Remove the pair; one that is gone already is success ("DEL", section 2 of the specification).
+
+        Returns when no packet passes it any more; the kernel frees it some milliseconds later.
+        """
+        remove_link(host_name(attachment))
 
     def check(self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str) -> str:
         """What is wrong with an attachment that ADD made, as text for CHECK; '' when nothing is."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from grpc import aio
 
+from cri import listening
 from cri.config import RUNTIME_NAME, Settings, host_port
 from cri.images.store import ImageStore
 from cri.network import Network
@@ -132,7 +133,7 @@ async def _grpc_server(core: Core) -> AsyncIterator[None]:
     )
     register(core, server)
     with locked(path.with_name(path.name + ".lock")):
-        await asyncio.to_thread(_clear_socket, path)
+        await asyncio.to_thread(listening.clear, path)
         # umask 077 is in force, so the socket is born 0600.
         try:
             server.add_insecure_port(f"unix:{path}")
@@ -144,26 +145,6 @@ async def _grpc_server(core: Core) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop(_GRACE_SECONDS)
-
-
-def _clear_socket(path: Path) -> None:
-    """Unlink a socket nobody listens on.
-
-    Raises:
-        InputError: somebody does, or the path is no socket.
-    """
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise InputError(f"{path} exists and is not a socket: remove it or set --listen")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
-    raise InputError(f"another program listens on {path}: stop it or set --listen")
 
 
 def _notify(words: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cri.config import Settings, parse
+from cri.listening import check_free
 from host.errors import Busy, HostError, InputError
 
 
@@ -54,6 +55,10 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc")) -> None:
         and not (settings.cgroup_root / "memory").exists()
     ):
         raise InputError(f"no cgroups in {settings.cgroup_root}: mount cgroup2 there, or set --cgroup-root")
+    registries = settings.registry_config_dir
+    if registries.exists() and not registries.is_dir():
+        raise InputError(f"--registry-config-dir {registries} is not a directory")
+    check_free(settings.socket_path)
 
 
 def run(settings: Settings) -> int:
@@ -64,10 +69,7 @@ def run(settings: Settings) -> int:
     os.umask(0o077)
     spawner = launch_spawner()
     try:
-        for folder in (settings.root, settings.state, settings.socket_path.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (settings.root, settings.state):
-            folder.chmod(0o700)
+        _make_folders(settings)
         try:
             with locked(settings.state / "lock"):
                 return _serve(settings, spawner)
@@ -75,6 +77,22 @@ def run(settings: Settings) -> int:
             raise InputError(f"another nodelet-cri uses {settings.state}: stop it or set --state") from exc
     finally:
         spawner.close()
+
+
+def _make_folders(settings: Settings) -> None:
+    """The folders we keep things in, closed to everybody else. Raises InputError naming the flag."""
+    for flag, folder in (
+        ("--root", settings.root),
+        ("--state", settings.state),
+        ("--listen", settings.socket_path.parent),
+    ):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            reason = (exc.strerror or str(exc)).lower()
+            raise InputError(f"{flag}: {folder} cannot be made: {reason}") from exc
+    for folder in (settings.root, settings.state):
+        folder.chmod(0o700)
 
 
 def _serve(settings: Settings, spawner: object) -> int:

@@ -1,0 +1,1 @@
+"""What surrounds the programs on a machine: the lab."""

@@ -74,6 +74,17 @@ class FakeClock:
         self._elapsed = end
 
 
+async def sleep_unless(clock: Clock, event: asyncio.Event, seconds: float) -> None:
+    """Return after that many seconds of `clock`, or as soon as the event is set."""
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
 async def settle(rounds: int = 20) -> None:
     """Let every task that is ready run until it waits again (bounded number of loop rounds)."""
     for _ in range(rounds):

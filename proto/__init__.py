@@ -1,0 +1,1 @@
+"""gRPC contracts and the code generated from them by `proto/generate`. Nothing written by hand."""

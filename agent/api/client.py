@@ -173,10 +173,6 @@ class ApiClient:
         request = self._encode(resources.TOKEN_REQUESTS, TokenRequest(spec=spec))
         return await self._write("POST", resources.TOKEN_REQUESTS, path, request)
 
-    async def server_version(self) -> str:
-        """The server's `gitVersion`, such as "v1.37.1"."""
-        return str(msgspec.json.decode(await self.transport.request("GET", "/version"))["gitVersion"])
-
     async def close(self) -> None:
         """Close the transport."""
         await self.transport.close()

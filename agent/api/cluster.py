@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from agent.api.meta import (
     Condition,
-    LabelSelector,
     Object,
     ObjectReference,
     Quantities,
@@ -223,14 +222,6 @@ class Secret(Object, frozen=True, kw_only=True):
         return f"Secret({self.metadata.namespace}/{self.metadata.name})"
 
 
-class NamespaceStatus(Struct, frozen=True, kw_only=True):
-    phase: str = ""
-
-
-class Namespace(Object, frozen=True, kw_only=True):
-    status: NamespaceStatus = NamespaceStatus()
-
-
 class ServiceAccount(Object, frozen=True, kw_only=True):
     pass
 
@@ -366,39 +357,3 @@ class CertificateSigningRequestStatus(Struct, frozen=True, kw_only=True):
 class CertificateSigningRequest(Object, frozen=True, kw_only=True):
     spec: CertificateSigningRequestSpec = CertificateSigningRequestSpec()
     status: CertificateSigningRequestStatus = CertificateSigningRequestStatus()
-
-
-class IPBlock(Struct, frozen=True, kw_only=True):
-    cidr: str = ""
-    except_: tuple[str, ...] = ()
-
-
-class NetworkPolicyPeer(Struct, frozen=True, kw_only=True):
-    pod_selector: LabelSelector | None = None
-    namespace_selector: LabelSelector | None = None
-    ip_block: IPBlock | None = None
-
-
-class NetworkPolicyPort(Struct, frozen=True, kw_only=True):
-    protocol: str = "TCP"
-    port: IntOrString | None = None
-    end_port: int | None = None
-
-
-class NetworkPolicyRule(Struct, frozen=True, kw_only=True):
-    """An ingress rule (`from_`) or an egress rule (`to`); empty tuples allow every peer or port."""
-
-    ports: tuple[NetworkPolicyPort, ...] = ()
-    from_: tuple[NetworkPolicyPeer, ...] = ()
-    to: tuple[NetworkPolicyPeer, ...] = ()
-
-
-class NetworkPolicySpec(Struct, frozen=True, kw_only=True):
-    pod_selector: LabelSelector = LabelSelector()
-    ingress: tuple[NetworkPolicyRule, ...] = ()
-    egress: tuple[NetworkPolicyRule, ...] = ()
-    policy_types: tuple[str, ...] = ()
-
-
-class NetworkPolicy(Object, frozen=True, kw_only=True):
-    spec: NetworkPolicySpec = NetworkPolicySpec()

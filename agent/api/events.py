@@ -18,7 +18,7 @@ from agent.api import errors
 from agent.api.client import ApiClient, PatchKind
 from agent.api.meta import ObjectMeta, ObjectReference
 from agent.api.resources import EVENTS
-from agent.api.structs import Event, EventSource, Pod
+from agent.api.structs import Event, EventSource
 from agent.api.times import format_time
 from host.clocks import Clock
 
@@ -41,22 +41,6 @@ class _Series:
     last: float
     count: int
     sent: bool = False
-
-
-def pod_reference(pod: Pod, *, container: str = "", kind: str = "containers") -> ObjectReference:
-    """Reference to a pod, or with `container` to `spec.<kind>{<container>}`.
-
-    `kind` is containers, initContainers or ephemeralContainers.
-    """
-    return ObjectReference(
-        api_version="v1",
-        kind="Pod",
-        namespace=pod.metadata.namespace,
-        name=pod.metadata.name,
-        uid=pod.metadata.uid,
-        resource_version=pod.metadata.resource_version,
-        field_path=f"spec.{kind}{{{container}}}" if container else "",
-    )
 
 
 def node_reference(name: str) -> ObjectReference:

@@ -45,7 +45,6 @@ class Resource(Generic[T]):
 PODS = Resource("", "v1", "pods", "Pod", structs.Pod)
 NODES = Resource("", "v1", "nodes", "Node", structs.Node, namespaced=False)
 SERVICES = Resource("", "v1", "services", "Service", structs.Service)
-NAMESPACES = Resource("", "v1", "namespaces", "Namespace", structs.Namespace, namespaced=False)
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap", structs.ConfigMap)
 SECRETS = Resource("", "v1", "secrets", "Secret", structs.Secret)
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount", structs.ServiceAccount)
@@ -58,9 +57,6 @@ PERSISTENT_VOLUME_CLAIMS = Resource(
 )
 ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", structs.EndpointSlice)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", structs.Lease)
-NETWORK_POLICIES = Resource(
-    "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", structs.NetworkPolicy
-)
 TOKEN_REQUESTS = Resource(
     "authentication.k8s.io", "v1", "tokenrequests", "TokenRequest", structs.TokenRequest
 )

@@ -21,13 +21,6 @@ def format_micro_time(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def format_nano_time(nanoseconds: int) -> str:
-    """Unix nanoseconds as RFC 3339 with nine digits, the form of CRI log lines."""
-    whole, rest = divmod(nanoseconds, 1_000_000_000)
-    stamp = datetime.datetime.fromtimestamp(whole, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{stamp}.{rest:09d}Z"
-
-
 def parse_nano_time(text: str) -> int:
     """Unix nanoseconds of an RFC 3339 time with any number of fraction digits and any offset.
 

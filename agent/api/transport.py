@@ -200,10 +200,9 @@ class HttpTransport:
         try:
             yield
         except aiohttp.ClientConnectorCertificateError as exc:
-            text = (
-                f"{what}: {server} presented a certificate that the CA in {self._access.source or 'use'} "
-                f"did not sign, or for another name: {exc.certificate_error}"
-            )
+            fault = getattr(exc.certificate_error, "verify_message", "") or str(exc.certificate_error)
+            origin = f"the CA in {self._access.source}" if self._access.source else "the CA"
+            text = f"{server} shows a certificate that does not pass the check with {origin}: {fault}"
             raise errors.Unreachable(text, reason="BadCertificate") from exc
         except TimeoutError as exc:
             raise errors.Unreachable(f"{what}: {server} did not answer in time") from exc

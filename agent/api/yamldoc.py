@@ -36,12 +36,20 @@ def load_all(raw: bytes, *, where: str) -> list[Any]:
         finally:
             loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as exc:
-        raise InputError(f"{where} is not YAML: {' '.join(str(exc).split())}") from exc
+        raise InputError(f"{where} is not YAML: {fault(exc)}") from exc
     return result
+
+
+def fault(exc: Exception) -> str:
+    """What the parser found, in one line that begins with the place."""
+    mark = getattr(exc, "problem_mark", None)
+    problem = getattr(exc, "problem", None) or str(exc)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return place + " ".join(problem.split())
 
 
 def _aliases(raw: bytes, where: str) -> list[object]:
     try:
         return [event for event in yaml.parse(raw, yaml.CSafeLoader) if isinstance(event, yaml.AliasEvent)]
     except yaml.YAMLError as exc:
-        raise InputError(f"{where} is not YAML: {' '.join(str(exc).split())}") from exc
+        raise InputError(f"{where} is not YAML: {fault(exc)}") from exc

@@ -77,12 +77,15 @@ def load(options: Options) -> Settings:
         raise InputError("flag --manifests goes with --standalone; use staticPodPath on a cluster node")
     if not options.standalone and not options.kubeconfig:
         raise InputError("flag --kubeconfig is missing: name one, or use --standalone --manifests DIR")
-    return Settings(
+    settings = Settings(
         kubelet=kubelet.build(document, where=where),
         nodelet=nodelet.build(own, where=options.nodelet_config or "defaults"),
         options=options,
         node_name=node_name(options.hostname_override),
     )
+    if options.standalone and settings.static_pods is None:
+        raise InputError("flag --standalone needs pods to run: add --manifests DIR")
+    return settings
 
 
 def node_name(override: str) -> str:

@@ -54,7 +54,6 @@ class ProxySettings(Section, frozen=True, kw_only=True):
     config: str = ""
     """A KubeProxyConfiguration file whose fields win over the ones here."""
     healthz_port: int = 10256
-    metrics_port: int = 10249
 
 
 class NodeletConfiguration(Section, frozen=True, kw_only=True):
@@ -69,7 +68,6 @@ class NodeletConfiguration(Section, frozen=True, kw_only=True):
     overlay: OverlaySettings = OverlaySettings()
     cni: CniSettings = CniSettings()
     proxy: ProxySettings = ProxySettings()
-    container_logs_dir: str = "/var/log/containers"
     declare_web_sockets: bool = True
     """Declare the node feature ExtendWebSocketsToKubelet, so that exec streams arrive as WebSockets."""
 

@@ -19,6 +19,7 @@ from agent.api.certificates import CLIENT_SIGNER, Wanted
 from agent.api.client import ApiClient
 from agent.api.errors import ApiError
 from agent.api.transport import HttpTransport
+from agent.preflight import refuse_stranger
 from host.clocks import Clock
 from host.errors import InputError
 from host.files import write_atomic
@@ -63,6 +64,7 @@ async def bootstrap(*, bootstrap_file: Path, target: Path, pki: Path, node_name:
                 chain = await certificates.obtain(client, wanted, request)
                 break
             except ApiError as exc:
+                refuse_stranger(exc)
                 log.warning("bootstrap waits server=%s error=%s", access.server, exc)
                 await asyncio.sleep(RETRY)
             except certificates.Denied as exc:

@@ -50,7 +50,6 @@ class Usage:
     nodefs_inodes_free: int
     pids_capacity: int
     pids_used: int
-    swap_total: int = 0
 
 
 def read_machine(
@@ -89,7 +88,6 @@ def read_usage(*, root: Path, proc: Path = Path("/proc")) -> Usage:
         nodefs_inodes_free=disk.f_favail,
         pids_capacity=min(_number(proc / "sys/kernel/pid_max"), _number(proc / "sys/kernel/threads-max")),
         pids_used=_threads(proc),
-        swap_total=memory.get("SwapTotal", 0),
     )
 
 

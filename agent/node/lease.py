@@ -34,7 +34,6 @@ class LeaseKeeper:
         self._clock = clock
         self._lease: Lease | None = None
         self._node: Node | None = None
-        self.renewed = 0.0
 
     def own(self, node: Node) -> None:
         """The registered Node, which a new lease belongs to, so that it goes when the Node goes."""
@@ -46,7 +45,6 @@ class LeaseKeeper:
         while True:
             try:
                 await self.renew()
-                self.renewed = self._clock.monotonic()
                 delay = 0.0
             except errors.ApiError as exc:
                 delay = min(LAST_RETRY, delay * 2 or FIRST_RETRY)

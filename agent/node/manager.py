@@ -28,7 +28,7 @@ from agent.node import conditions, facts, status
 from agent.node.conditions import RuntimeState
 from agent.node.lease import LeaseKeeper
 from agent.node.status import NodePlan
-from host.clocks import Clock
+from host.clocks import Clock, sleep_unless
 
 log = logging.getLogger(__name__)
 UNREADY_PAUSE = 1.0
@@ -186,13 +186,7 @@ class NodeManager:
 
     async def _pause(self, seconds: float) -> None:
         """Wait that long, or until woken; a failing status must not be woken into a busy loop."""
-        sleeper = asyncio.ensure_future(self._clock.sleep(seconds))
-        waker = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({sleeper, waker}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeper.cancel()
-            waker.cancel()
+        await sleep_unless(self._clock, self._wake, seconds)
         self._wake.clear()
 
     async def _compute(self) -> None:

@@ -31,7 +31,7 @@ from cni import config as cni_config
 from cni import firewall, hostports, vxlan
 from cni.vxlan import Device, Peer
 from host import files
-from host.clocks import Clock, SystemClock
+from host.clocks import Clock, SystemClock, sleep_unless
 from host.errors import HostError, InputError, NotFound
 from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
 
@@ -94,7 +94,6 @@ class Overlay:
         self._nodes: Mapping[str, Node] | None = None
         self._wake = asyncio.Event()
         self._status = "waiting for the list of nodes"
-        self._pod_mtu = 0
         self._rules_checked = float("-inf")
         self._report = report
         self._underlay_mtu = 0
@@ -116,11 +115,6 @@ class Overlay:
             )
         ):
             self._wake.set()
-
-    @property
-    def pod_mtu(self) -> int:
-        """MTU of pod interfaces in bytes, 0 before the first round."""
-        return self._pod_mtu
 
     @property
     def status(self) -> str:
@@ -170,13 +164,7 @@ class Overlay:
 
     async def _wait(self, seconds: float) -> None:
         """Until an update wakes us or so much time has passed."""
-        pause = asyncio.ensure_future(self._clock.sleep(seconds))
-        woken = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait((pause, woken), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
-            woken.cancel()
+        await sleep_unless(self._clock, self._wake, seconds)
         self._wake.clear()
 
     def _say(self, problems: list[str]) -> None:
@@ -196,7 +184,7 @@ class Overlay:
             ground, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
             if due:
                 self._rules_checked = self._clock.monotonic()
-            self._pod_mtu, self._underlay_mtu = ground.mtu, ground.underlay.mtu
+            self._underlay_mtu = ground.underlay.mtu
             if self._hosts:
                 self._peers_known.set()
             wanted = peers.own_annotations(self._settings, host=self._host, mac=ground.mac)

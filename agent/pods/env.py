@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TypeVar
 
 from agent.api import quantity
 from agent.api.structs import (
@@ -32,6 +33,7 @@ from agent.expansion import expand
 from agent.pods import spec
 
 MASTER = ("default", "kubernetes")
+T = TypeVar("T", ConfigMap, Secret)
 
 
 class EnvError(Exception):
@@ -118,7 +120,13 @@ def _value(
     raise EnvError(f"environment variable {variable.name!r} has a source this node does not support")
 
 
-def _whole(objects, kind: str, name: str, optional: bool, values) -> dict[str, str]:  # type: ignore[no-untyped-def]
+def _whole(
+    objects: Mapping[str, T | None],
+    kind: str,
+    name: str,
+    optional: bool,
+    values: Callable[[T], Mapping[str, str]],
+) -> dict[str, str]:
     found = objects.get(name)
     if found is None:
         if optional:
@@ -127,15 +135,19 @@ def _whole(objects, kind: str, name: str, optional: bool, values) -> dict[str, s
     return dict(values(found))
 
 
-def _key(  # type: ignore[no-untyped-def]
-    objects, kinds: tuple[str, str], namespace: str, ref: KeySelector, values
+def _key(
+    objects: Mapping[str, T | None],
+    kinds: tuple[str, str],
+    namespace: str,
+    ref: KeySelector,
+    values: Callable[[T], Mapping[str, str]],
 ) -> str | None:
     found = objects.get(ref.name)
     if found is None:
         if ref.optional:
             return None
         raise EnvError(f'{kinds[0]} "{ref.name}" not found')
-    content: dict[str, str] = values(found)
+    content = values(found)
     if ref.key not in content:
         if ref.optional:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import TypeVar
 
 LABEL_POD_NAME = "io.kubernetes.pod.name"
 LABEL_POD_NAMESPACE = "io.kubernetes.pod.namespace"
@@ -120,6 +121,9 @@ class PodFacts:
         return not self.sandboxes and not self.containers
 
 
+T = TypeVar("T", SandboxFact, ContainerFact)
+
+
 def merge(
     old: PodFacts, *, sandboxes: Iterable[SandboxFact], containers: Iterable[ContainerFact]
 ) -> PodFacts:
@@ -150,5 +154,5 @@ def _later_sandbox(known: SandboxFact, new: SandboxFact) -> SandboxFact:
     return replace(new, ready=new.ready and known.ready, ips=new.ips or known.ips)
 
 
-def _sorted(items):  # type: ignore[no-untyped-def]
+def _sorted(items: Iterable[T]) -> tuple[T, ...]:
     return tuple(sorted(items, key=lambda item: (item.attempt, item.created_at), reverse=True))

@@ -262,10 +262,6 @@ class PodManager:
         now = [w.pod for w in self._workers.values() if spec.is_static(w.pod) and not w.removed]
         return [*now, *self._next.values()]
 
-    def mirror_pods(self) -> list[Pod]:
-        """Their mirrors in the API."""
-        return list(self._mirrors.values())
-
     def on_probe_result(self, result: ProbeResult) -> None:
         """Callback for the probe manager: a probe's state changed."""
         worker = self._workers.get(result.pod_uid)
@@ -357,13 +353,6 @@ class PodManager:
             for fact in self.observer.of(uid).containers
             if fact.state is State.RUNNING and fact.log_path
         ]
-
-    def evict(self, uid: str, reason: str, message: str) -> None:
-        """End a pod for the node's sake; its object stays, in phase Failed."""
-        worker = self._workers.get(uid)
-        if worker is not None:
-            self._executor.say(worker.pod, "Warning", reason, message)
-            worker.fail(Verdict(reason=reason, message=message, disruption=True))
 
     def _find(self, namespace: str, name: str, uid: str | None) -> PodWorker | None:
         named = [

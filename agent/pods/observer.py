@@ -56,6 +56,8 @@ class Observer:
         self._pods: dict[str, PodFacts] = {}
         self._tombstones: OrderedDict[str, None] = OrderedDict()
         self._learned: dict[str, float] = {}
+        self._complaints: set[str] = set()
+        """Told since the last complete list."""
         self.synced = asyncio.Event()
         """Set after the first complete list."""
 
@@ -133,7 +135,7 @@ class Observer:
                     self._relist_seconds = _WITHOUT_EVENTS
                     await relist
                     return
-                log.info("container events interrupted error=%s", exc)
+                self._complain(f"container events interrupted error={exc}")
             finally:
                 if not relist.done():
                     relist.cancel()
@@ -162,12 +164,19 @@ class Observer:
         try:
             await self.relist()
         except RuntimeFailure as exc:
-            log.info("relist failed error=%s", exc)
+            self._complain(f"relist failed error={exc}")
+
+    def _complain(self, text: str) -> None:
+        """Log what is wrong once, not at every try."""
+        if text not in self._complaints:
+            self._complaints.add(text)
+            log.warning("%s", text)
 
     async def relist(self) -> None:
         """Compare with the runtime's complete lists. Raises RuntimeFailure, and then changes nothing."""
         began = self._clock.monotonic()
         listed = await self._runtime.pods()
+        self._complaints.clear()
         for uid, facts in listed.items():
             self.learn(
                 uid,

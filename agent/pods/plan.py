@@ -31,7 +31,7 @@ from agent.pods.actions import (
     Wait,
 )
 from agent.pods.facts import ContainerFact, PodFacts, SandboxFact, State
-from agent.pods.plan_stop import plan_stop
+from agent.pods.plan_stop import plan_stop, retrying
 from agent.pods.restart import finished, restart_at, wants_start
 
 FRESH = 2.0
@@ -46,7 +46,7 @@ def plan(pod: Pod, seen: Observed) -> list[Action]:
         return plan_stop(pod, seen, None)
     actions = _kills(pod, seen) + _garbage(pod, seen.facts)
     if seen.volumes is not Volumes.READY:
-        actions += _retrying(seen, PrepareVolumes())
+        actions += retrying(seen, PrepareVolumes())
     box = seen.facts.sandbox
     usable = box if box is not None and box.ready else None
     if usable is None:
@@ -83,7 +83,7 @@ def _kills(pod: Pod, seen: Observed) -> list[Action]:
         else:
             continue
         kill = KillContainer(fact.name, fact.id, seen.now + grace, message)
-        actions += _retrying(seen, kill)
+        actions += retrying(seen, kill)
     return actions
 
 
@@ -106,7 +106,7 @@ def _new_sandbox(pod: Pod, seen: Observed, box: SandboxFact | None) -> list[Acti
     if any(fact.state in (State.RUNNING, State.UNKNOWN) for fact in seen.facts.containers):
         return []  # their kills are under way; a new sandbox comes after
     stale = tuple(s.id for s in seen.facts.sandboxes)
-    return _retrying(seen, RunSandbox(attempt=0 if box is None else box.attempt + 1, stop=stale))
+    return retrying(seen, RunSandbox(attempt=0 if box is None else box.attempt + 1, stop=stale))
 
 
 def _to_start(
@@ -201,18 +201,10 @@ def _pull_ahead(pod: Pod, seen: Observed, current: Container) -> list[Action]:
         if missing:
             actions += [
                 a
-                for a in _retrying(seen, PullImage(container.name, container.image))
+                for a in retrying(seen, PullImage(container.name, container.image))
                 if not isinstance(a, Wait)
             ]
     return actions
-
-
-def _retrying(seen: Observed, action) -> list[Action]:  # type: ignore[no-untyped-def]
-    """The action, or the wait until it may be tried again."""
-    failure = seen.failures.get(action.key)
-    if failure is not None and failure.retry > seen.now:
-        return [Wait(failure.retry)]
-    return [action]
 
 
 def _duration(seconds: float) -> str:

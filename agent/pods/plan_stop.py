@@ -13,6 +13,7 @@ from agent.pods import spec
 from agent.pods.actions import (
     Action,
     Finished,
+    Job,
     KillContainer,
     Observed,
     RemoveCgroup,
@@ -50,7 +51,7 @@ def _kills(pod: Pod, seen: Observed, stop: Stop) -> list[Action]:
     for fact in _next_to_die(pod, seen):
         if fact.state is State.CREATED:
             if f"start:{fact.name}" not in seen.jobs:
-                actions += _retrying(seen, RemoveContainer(fact.id))
+                actions += retrying(seen, RemoveContainer(fact.id))
             continue
         last = fact.name in {c.name for c in spec.sidecars(pod)}
         until = max(deadline, seen.now + MINIMUM_GRACE) if last and stop.grace > 1 else deadline
@@ -59,7 +60,7 @@ def _kills(pod: Pod, seen: Observed, stop: Stop) -> list[Action]:
             aim = seen.jobs[kill.key]
             if aim is None or deadline >= aim - EARLIER or last:
                 continue
-        actions += _retrying(seen, kill)
+        actions += retrying(seen, kill)
     return [a for a in actions if isinstance(a, KillContainer) or getattr(a, "key", None) not in seen.jobs]
 
 
@@ -78,26 +79,27 @@ def _free(seen: Observed, *, release: bool) -> list[Action]:
     actions: list[Action] = []
     for box in seen.facts.sandboxes:
         if box.ready:
-            actions += _retrying(seen, StopSandbox(box.id))
+            actions += retrying(seen, StopSandbox(box.id))
     if seen.volumes is not Volumes.GONE and "volumes" not in seen.jobs:
-        actions += _retrying(seen, TeardownVolumes())
+        actions += retrying(seen, TeardownVolumes())
     if actions or any(key.startswith("stop:") or key in ("teardown", "volumes") for key in seen.jobs):
         return actions
     if release:
         for box in seen.facts.sandboxes:
-            actions += _retrying(seen, RemoveSandbox(box.id))
+            actions += retrying(seen, RemoveSandbox(box.id))
         homes = {box.id for box in seen.facts.sandboxes}
         for fact in seen.facts.containers:
             if fact.sandbox_id not in homes:
-                actions += _retrying(seen, RemoveContainer(fact.id))
+                actions += retrying(seen, RemoveContainer(fact.id))
         if actions:
             return actions
     if seen.cgroup:
-        return _retrying(seen, RemoveCgroup())
+        return retrying(seen, RemoveCgroup())
     return [Finished()] if release and not seen.jobs else []
 
 
-def _retrying(seen: Observed, action) -> list[Action]:  # type: ignore[no-untyped-def]
+def retrying(seen: Observed, action: Job) -> list[Action]:
+    """The action, or the wait until it may be tried again."""
     failure = seen.failures.get(action.key)
     if failure is not None and failure.retry > seen.now:
         return [Wait(failure.retry)]

@@ -90,9 +90,3 @@ def finished(pod: Pod, facts: PodFacts) -> bool:
         if fact is None or fact.alive or wants_start(pod, container, fact):
             return False
     return bool(pod.spec.containers)
-
-
-def deadlined(pod: Pod, *, age: float) -> bool:
-    """Whether a pod that started `age` seconds ago has outlived its activeDeadlineSeconds."""
-    limit = pod.spec.active_deadline_seconds
-    return limit is not None and age >= limit

@@ -31,6 +31,7 @@ from proto.cri import runtime_pb2_grpc as rpc
 
 _MAX_MESSAGE = 16 << 20
 _DEFAULT_TIMEOUT = 120.0
+_NO_LISTENER = "failed to connect to all addresses"
 
 
 class RuntimeFailure(Exception):
@@ -102,7 +103,7 @@ class Runtime:
         try:
             return await getattr(stub, method)(request, timeout=timeout)
         except grpc.aio.AioRpcError as exc:
-            raise _failure(exc) from exc
+            raise _failure(exc, self._endpoint) from exc
 
     # --- the runtime itself -------------------------------------------------------------------------------
 
@@ -113,13 +114,6 @@ class Runtime:
     async def status(self, *, verbose: bool = False) -> pb.StatusResponse:
         """RuntimeReady and NetworkReady conditions, handlers, features."""
         return await self._call("Status", pb.StatusRequest(verbose=verbose), timeout=10)
-
-    async def update_pod_cidr(self, pod_cidr: str) -> None:
-        """Tell the runtime the node's pod range (only runtimes that render CNI configuration care)."""
-        config = pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr=pod_cidr))
-        await self._call(
-            "UpdateRuntimeConfig", pb.UpdateRuntimeConfigRequest(runtime_config=config), timeout=10
-        )
 
     # --- sandboxes ----------------------------------------------------------------------------------------
 
@@ -169,11 +163,6 @@ class Runtime:
         """The container's facts."""
         request = pb.ContainerStatusRequest(container_id=container_id)
         return container_fact((await self._call("ContainerStatus", request, timeout=30)).status)
-
-    async def update_resources(self, container_id: str, resources: pb.LinuxContainerResources) -> None:
-        """Change a running container's limits."""
-        request = pb.UpdateContainerResourcesRequest(container_id=container_id, linux=resources)
-        await self._call("UpdateContainerResources", request, timeout=30)
 
     async def reopen_log(self, container_id: str) -> None:
         """Make the runtime open a new log file after the old one was renamed."""
@@ -243,10 +232,6 @@ class Runtime:
         """Remove an image; a missing one is removed already."""
         await self._call("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=ref)), image=True)
 
-    async def image_fs(self) -> pb.ImageFsInfoResponse:
-        """Space and inodes the images take."""
-        return await self._call("ImageFsInfo", pb.ImageFsInfoRequest(), image=True, timeout=60)
-
     # --- everything at once -------------------------------------------------------------------------------
 
     async def pods(self) -> dict[str, facts.PodFacts]:
@@ -291,7 +276,7 @@ class Runtime:
             async for message in stream:
                 yield event(message)
         except grpc.aio.AioRpcError as exc:
-            raise _failure(exc) from exc
+            raise _failure(exc, self._endpoint) from exc
         finally:
             stream.cancel()
 
@@ -307,9 +292,14 @@ class Runtime:
         return (await self._call("ListPodSandboxStats", pb.ListPodSandboxStatsRequest(), timeout=30)).stats
 
 
-def _failure(exc: grpc.aio.AioRpcError) -> RuntimeFailure:
+def _failure(exc: grpc.aio.AioRpcError, endpoint: str) -> RuntimeFailure:
     kinds: Mapping[grpc.StatusCode, type[RuntimeFailure]] = {
         grpc.StatusCode.NOT_FOUND: RuntimeNotFound,
         grpc.StatusCode.UNAVAILABLE: RuntimeUnavailable,
     }
-    return kinds.get(exc.code(), RuntimeFailure)(exc.code(), exc.details() or exc.code().name.lower())
+    text = exc.details() or exc.code().name.lower()
+    if exc.code() is grpc.StatusCode.UNAVAILABLE and _NO_LISTENER in text:  # gRPC's words, not the runtime's
+        reason = text.rpartition("error: ")[2].lower()
+        fix = "start nodelet-cri, or set containerRuntimeEndpoint"
+        text = f"no container runtime answers at {endpoint} ({reason}): {fix}"
+    return kinds.get(exc.code(), RuntimeFailure)(exc.code(), text)

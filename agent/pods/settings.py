@@ -30,8 +30,6 @@ class PodSettings:
     """Content of the node's resolv.conf (resolvConf)."""
     max_pods: int = 110
     """Pods the node takes (maxPods)."""
-    pods_pids_limit: int = -1
-    """Processes a pod may have, -1 for no limit (podPidsLimit)."""
     cpu_quota: bool = True
     """Whether CPU limits are enforced (cpuCFSQuota)."""
     cpu_quota_period_us: int = 100_000

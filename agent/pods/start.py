@@ -30,6 +30,7 @@ from agent.pods.security import SpecError
 from agent.pods.settings import PodSettings
 from agent.pods.translate import container_config
 from agent.volumes.base import Mount, VolumeError
+from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 4096
@@ -123,9 +124,9 @@ async def _post_start(
         memory.hooking.discard(container_id)
 
 
-async def _config(  # type: ignore[no-untyped-def]
+async def _config(
     executor: Executor, pod: Pod, container: Container, action: actions.StartContainer, memory: Memory
-):
+) -> pb.ContainerConfig:
     ports = executor.ports
     observed = ports.observer.of(pod.metadata.uid)
     box = next((s for s in observed.sandboxes if s.id == action.sandbox_id), None)

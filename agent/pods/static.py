@@ -25,11 +25,12 @@ from typing import Any
 import msgspec
 import yaml
 
+from agent.api import yamldoc
 from agent.api.structs import Pod, PodStatus, Toleration
 from agent.api.times import format_time
 from agent.pods import spec
 from host import syscalls
-from host.clocks import Clock
+from host.clocks import Clock, sleep_unless
 from host.errors import HostError, InputError
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _load(text: bytes, source: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         if isinstance(exc, InputError):
             raise
-        raise InputError(f"{source}: not YAML: {' '.join(str(exc).split())}") from exc
+        raise InputError(f"{source}: not YAML: {yamldoc.fault(exc)}") from exc
 
 
 def _weight(node: yaml.Node, known: dict[int, int]) -> int:
@@ -211,7 +212,7 @@ class StaticPods:
             self.scan()
             self._on_complete()
             while True:
-                await self._until(changed)
+                await sleep_unless(self._clock, changed, RESCAN_SECONDS)
                 changed.clear()
                 self._watch(fd)
                 self.scan()
@@ -224,18 +225,6 @@ class StaticPods:
             syscalls.inotify_watch(fd, str(self._folder), _CHANGES)
         except HostError as exc:
             log.debug("no manifest directory path=%s error=%s", self._folder, exc)
-
-    async def _until(self, changed: asyncio.Event) -> None:
-        waits = [
-            asyncio.ensure_future(changed.wait()),
-            asyncio.ensure_future(self._clock.sleep(RESCAN_SECONDS)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
 
     def scan(self) -> None:
         """Compare the directory with the pods told so far. A file that cannot be read keeps its pod."""

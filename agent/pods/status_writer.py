@@ -3,6 +3,9 @@
 A status that is only routine (still Pending, nothing to explain) may wait a moment, because a pod that
 starts quickly makes it obsolete; everything else goes out at once. After the last status of a pod that is
 gone from this node, its object is deleted with no grace, bound to its uid.
+
+Each change that a person would want to know of is also a line of the log, which is all there is to read on a
+node without an API.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ from agent.api import errors
 from agent.api.client import ApiClient
 from agent.api.resources import PODS
 from agent.api.structs import Pod, PodStatus
+from agent.pods import spec
 from agent.pods.restart import retry_delay
 from agent.pods.status_patch import status_patch
-from host.clocks import Clock
+from host.clocks import Clock, sleep_unless
 
 log = logging.getLogger(__name__)
 CONFLICTS = 3
 """Conflicts in a row after which the object counts as another one."""
 ROUTINE_DELAY = 0.25
 """Seconds a routine status waits for a better one."""
+
+_ROUTINE_REASONS = ("ContainerCreating", "PodInitializing")
 
 
 @dataclass
@@ -45,6 +51,23 @@ def _is_gone(exc: errors.ApiError, failures: int) -> bool:
     return isinstance(exc, errors.NotFound) or (isinstance(exc, errors.Conflict) and failures >= CONFLICTS)
 
 
+def summary(status: PodStatus) -> str:
+    """A status in a line of `key=value`, with the reason why a container waits or has ended."""
+    found = status.container_statuses
+    every = (*status.init_container_statuses, *found)
+    words = [f"phase={status.phase}", f"ready={sum(c.ready for c in found)}/{len(found)}"]
+    words += [f"ip={status.pod_ip}"] if status.pod_ip else []
+    words += [f"restarts={count}"] if (count := sum(c.restart_count for c in every)) else []
+    words += [f"reason={status.reason}"] if status.reason else []
+    for container in every:
+        state = container.state
+        if state.waiting is not None and state.waiting.reason not in ("", *_ROUTINE_REASONS):
+            words.append(f"{container.name}={state.waiting.reason}")
+        if state.terminated is not None and state.terminated.exit_code:
+            words.append(f"{container.name}={state.terminated.reason}({state.terminated.exit_code})")
+    return " ".join(words)
+
+
 class StatusWriter:
     """Statuses on their way to the API.
 
@@ -61,9 +84,11 @@ class StatusWriter:
         self._clock = clock
         self._target = target
         self._entries: dict[str, _Entry] = {}
+        self._said: dict[str, str] = {}
 
     def put(self, pod: Pod, status: PodStatus, *, soon: bool) -> None:
         """Make this the pod's status; does nothing when it is written or on its way already."""
+        self._say(pod, status)
         target = self._target(pod)
         if self._client is None or target is None:
             return
@@ -89,7 +114,8 @@ class StatusWriter:
             self._wake(entry, soon=True)
 
     def forget(self, uid: str) -> None:
-        """The object is gone from the API."""
+        """The object, or the manifest, is gone."""
+        self._said.pop(uid, None)
         entry = self._entries.pop(uid, None)
         if entry is not None and entry.task is not None:
             entry.task.cancel()
@@ -100,6 +126,12 @@ class StatusWriter:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _say(self, pod: Pod, status: PodStatus) -> None:
+        words = summary(status)
+        if self._said.get(pod.metadata.uid) != words:
+            self._said[pod.metadata.uid] = words
+            log.info("pod status pod=%s %s", spec.full_name(pod), words)
 
     def _wake(self, entry: _Entry, *, soon: bool) -> None:
         if entry.task is None:
@@ -115,7 +147,7 @@ class StatusWriter:
         failures = 0
         try:
             if not entry.soon.is_set():
-                await self._patiently(entry.soon)
+                await sleep_unless(self._clock, entry.soon, ROUTINE_DELAY)
             while entry.wanted != entry.written or entry.delete:
                 try:
                     if entry.wanted is not None and entry.wanted != entry.written:
@@ -135,15 +167,6 @@ class StatusWriter:
                     await self._clock.sleep(max(pause, getattr(exc, "delay", 0.0)))
         finally:
             entry.task = None
-
-    async def _patiently(self, soon: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(soon.wait()), asyncio.ensure_future(self._clock.sleep(ROUTINE_DELAY))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _patch(self, entry: _Entry, status: PodStatus) -> None:
         assert self._client is not None

@@ -6,7 +6,7 @@ pkg/kubelet/cm/helpers_linux.go, and k8s.io/component-helpers/resource (API refe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
 from agent.api import quantity
@@ -74,7 +74,9 @@ def pod_limits(pod: Pod) -> dict[str, Fraction]:
     return {name: amount + overhead.get(name, Fraction(0)) for name, amount in total.items()}
 
 
-def _aggregate(pod: Pod, amounts) -> dict[str, Fraction]:  # type: ignore[no-untyped-def]
+def _aggregate(
+    pod: Pod, amounts: Callable[[ResourceRequirements], Mapping[str, Fraction]]
+) -> dict[str, Fraction]:
     running: dict[str, Fraction] = {}
     peak: dict[str, Fraction] = {}
     for container in pod.spec.init_containers:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import logging
 import ssl
 from collections.abc import Callable
@@ -19,9 +18,9 @@ from aiohttp import web
 from agent.server import routes
 from agent.server.auth import Gate, Refused, Unknown, User
 from agent.server.handlers import Handlers
+from agent.server.listening import cannot_listen
 from agent.server.parameters import BadParameter
 from agent.server.routes import Match
-from host.errors import InputError
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 1 << 20
@@ -91,7 +90,8 @@ class KubeletServer:
             await site.start()
         except OSError as exc:
             await runner.cleanup()
-            raise _cannot_listen(exc, address, port, secure=context is not None) from exc
+            field = "port" if context is not None else "healthzPort"
+            raise cannot_listen(exc, address, port, field=field) from exc
         log.info("listening address=%s port=%d tls=%s", address, port, str(context is not None).lower())
         return runner
 
@@ -147,10 +147,3 @@ class KubeletServer:
             path=request.path,
         )
         return user
-
-
-def _cannot_listen(exc: OSError, address: str, port: int, *, secure: bool) -> InputError:
-    field = "port" if secure else "healthzPort"
-    if exc.errno == errno.EADDRINUSE:
-        return InputError(f"{field} {port} is in use: is another kubelet running? stop it, or set {field}")
-    return InputError(f"cannot listen on {address} port {port} ({field}): {exc.strerror or exc}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.api.errors import ApiError
 from agent.api.structs import BoundObjectReference, TokenRequest, TokenRequestSpec
 from agent.api.times import parse_time
 from agent.volumes.base import Unready
@@ -74,7 +75,7 @@ class Tokens:
             return old.text
         try:
             new = await self._ask(pod, account, projection)
-        except Exception as exc:  # whatever the transport raises: the old token is better than none
+        except ApiError as exc:
             if old is None or now >= old.expires_at:
                 raise Unready(f"failed to fetch token: {exc}") from exc
             _log.warning(

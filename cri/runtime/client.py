@@ -87,8 +87,11 @@ class Runtime:
             Exists: there is a sandbox of this id.
         """
         cgroup = spec.cgroup_path if spec.share_pid else ""
-        procs = tuple(self._cgroups.procs_files(cgroup)) if cgroup else ()
-        message = messages.sandbox(spec, procs, warm=self._cgroups.any_hierarchy())
+        message = messages.sandbox(
+            spec,
+            birthplace=self._cgroups.birthplace(cgroup) if cgroup else None,
+            tasks_files=tuple(self._cgroups.tasks_files(cgroup)) if cgroup else (),
+        )
         undo = {"netns_path": message["netns_path"], "cgroup": cgroup, "share_pid": spec.share_pid}
         undo["host_ipc"] = spec.host_ipc
         folder = self._state.make_sandbox(spec.id, undo)

@@ -97,13 +97,7 @@ class Connection:
             self._drain()
         if not events & ~OUT or self._sock.fileno() < 0:
             return
-        try:
-            data, fds = wire.receive(self._sock)
-            messages = self._frames.feed(data, fds) if data else None
-        except BlockingIOError:
-            return
-        except (OSError, wire.WireError):
-            messages = None
+        messages = wire.receive_messages(self._sock, self._frames)
         if messages is None:
             self.close()
             return

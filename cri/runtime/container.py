@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cri.runtime.connection import Answer
     from cri.runtime.loop import Loop
 
-ATTACHED, START = b"a", b"s"
+START = b"s"
 _DRAIN_ROUNDS = 64
 
 
@@ -73,8 +73,7 @@ class Container:
         """Fork the init; the answer comes when its root is ready.
 
         Args:
-            pid_namespace: a pidfd of a process whose PID namespace to be born in, -1 for a new one, None for
-                the supervisor's (the host's).
+            pid_namespace: as for `namespaces.fork_into`.
 
         Raises:
             HostError: nothing was started.
@@ -83,7 +82,7 @@ class Container:
         stdio, ours = self._make_stdio()
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            pid = fork_into(pid_namespace)
+            pid, pidfd = namespaces.fork_into(pid_namespace, self.spec["birthplace"])
             if pid == 0:
                 init.run_container(self.spec, theirs.fileno(), stdio)
         except OSError:
@@ -95,21 +94,12 @@ class Container:
             for fd in set(stdio):
                 os.close(fd)
             theirs.close()
-        self.pid, self.pidfd = pid, syscalls.pidfd_open(pid)
+        self.pid, self.pidfd = pid, pidfd
         self._creating, self._control = answer, control
         self._loop.watch(control.fileno(), self._told)
         self._stdin = ours.pop("stdin", -1)
         for name, fd in ours.items():
             self._outputs[name] = Output(self._loop, fd, name.encode(), self._log)
-        try:
-            for path in self.spec["procs_files"]:
-                namespaces.attach(path, pid)
-            control.send(ATTACHED)
-        except BrokenPipeError:
-            return  # the init failed first: its own words are on the way
-        except OSError as exc:
-            self._error = {"errno": exc.errno, "message": str(exc), "step": "cgroup"}
-            self.kill()
 
     def _make_stdio(self) -> tuple[tuple[int, int, int], dict[str, int]]:
         """(descriptors for the child, our ends by name); with a terminal the child brings its own."""
@@ -248,11 +238,11 @@ class Container:
         """SIGKILL every process of the container's cgroup, and the first one in any case."""
         if self.spec["kill_file"]:
             try:
-                namespaces.attach(self.spec["kill_file"], 1)
+                namespaces.write_number(self.spec["kill_file"], 1)
             except HostError:
-                kill_listed(self.spec["procs_files"][:1])
+                kill_listed(self.spec["procs_file"])
         else:
-            kill_listed(self.spec["procs_files"][:1])
+            kill_listed(self.spec["procs_file"])
         self.signal(signal.SIGKILL)
 
     def attach(self, wanted: dict[str, Any]) -> tuple[list[str], tuple[int, ...]]:
@@ -292,34 +282,16 @@ class Container:
         self.pidfd = self._stdin = self._master = -1
 
 
-def fork_into(pid_namespace: int | None) -> int:
-    """fork(2) with the child in a PID namespace: see `Container.create`."""
-    if pid_namespace is None:
-        return os.fork()
-    if pid_namespace < 0:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-    else:
-        syscalls.setns(pid_namespace, syscalls.CLONE_NEWPID)
-    pid = -1
-    try:
-        pid = os.fork()
-    finally:
-        if pid != 0:
-            namespaces.return_to_own_pid_namespace()
-    return pid
-
-
-def kill_listed(procs_files: list[bytes]) -> None:
-    """SIGKILL what the files list, again until nobody new appears."""
+def kill_listed(procs_file: bytes) -> None:
+    """SIGKILL what a cgroup.procs lists, again until nobody new appears."""
     done: set[int] = set()
     while True:
         fresh: set[int] = set()
-        for path in procs_files:
-            try:
-                with open(path, "rb") as file:
-                    fresh.update(int(word) for word in file.read(1 << 20).split())
-            except OSError:
-                continue
+        try:
+            with open(procs_file, "rb") as file:
+                fresh.update(int(word) for word in file.read(1 << 20).split())
+        except OSError:
+            return
         fresh -= done
         if not fresh:
             return

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 
 from cri.runtime import init, namespaces, wire
-from cri.runtime.container import ATTACHED, fork_into
 from host.errors import from_errno
 
 TYPE_CHECKING = False
@@ -49,14 +47,14 @@ class Execution:
             for fd in set(stdio):
                 os.close(fd)
         loop.watch(self._control.fileno(), self._told)
-        self._place()
 
     def _fork(self, stdio: tuple[int, int, int], theirs: socket.socket) -> int:
-        pid = fork_into(self.container.pidfd)
+        pid, pidfd = namespaces.fork_into(self.container.pidfd, self.container.spec["birthplace"])
         if pid == 0:
             spec = {**self.container.spec, "who": self.container.who}
             spec.update(argv=self._request["argv"], tty=self._request["tty"])
             init.run_exec(spec, theirs.fileno(), stdio, self.container.pidfd)
+        os.close(pidfd)
         return pid
 
     def _make_stdio(self) -> tuple[int, int, int]:
@@ -76,18 +74,6 @@ class Execution:
         if null not in chosen:
             os.close(null)
         return chosen[0], chosen[1], chosen[2]
-
-    def _place(self) -> None:
-        """Into the container's cgroup before anything of the image runs."""
-        try:
-            for path in self.container.spec["procs_files"]:
-                namespaces.attach(path, self.pid)
-            self._control.send(ATTACHED)
-        except BrokenPipeError:
-            return  # it failed first: its own words are on the way
-        except OSError as exc:
-            self._error = {"errno": exc.errno, "message": str(exc), "step": "cgroup"}
-            self.kill(signal.SIGKILL)
 
     def _told(self, _events: int) -> None:
         value, fds = wire.receive_packet(self._control)

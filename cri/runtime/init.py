@@ -19,7 +19,7 @@ import stat
 import sys
 import termios
 
-from cri.runtime import identity, rooted, rootfs, wire
+from cri.runtime import identity, namespaces, rooted, rootfs, wire
 from host import syscalls
 from host.errors import HostError
 
@@ -118,6 +118,8 @@ def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int
 
 
 def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
+    step.name = "cgroup"
+    namespaces.join(spec["tasks_files"])
     step.name = "oom_score_adj"
     _set_oom_score(spec["oom_score_adj"])
     plan = spec["rootfs"]
@@ -138,8 +140,6 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
     rootfs.enter(root)
     masters = _keep_only(masters)
     step.name = "cgroup"
-    if not channel.recv(_MAX_MESSAGE):
-        os._exit(FAILED)
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     wire.send_packet(channel, who, masters)
     for fd in masters:
@@ -151,10 +151,9 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
 
 def _exec(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
     pidfd = CONTROL + 1
-    _set_oom_score(spec["oom_score_adj"])
     step.name = "cgroup"
-    if not channel.recv(_MAX_MESSAGE):
-        os._exit(FAILED)
+    namespaces.join(spec["tasks_files"])
+    _set_oom_score(spec["oom_score_adj"])
     step.name = "namespaces"
     syscalls.setns(pidfd, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP)
     os.close(pidfd)

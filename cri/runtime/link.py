@@ -94,13 +94,7 @@ class Link:
         self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
-        try:
-            data, fds = wire.receive(self._sock)
-            messages = self._frames.feed(data, fds) if data else None
-        except BlockingIOError:
-            return
-        except (OSError, wire.WireError):
-            messages = None
+        messages = wire.receive_messages(self._sock, self._frames)
         if messages is None:
             self.close()
             return

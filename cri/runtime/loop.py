@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,20 +22,6 @@ class Loop:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._running = True
-        self._interval = 0.0
-        self._tick: Callable[[], None] | None = None
-        self._due = 0.0
-
-    def every(self, seconds: float, callback: Callable[[], None] | None) -> None:
-        """Call back now and then, at least that many seconds apart; None ends it. There is one at a time."""
-        self._interval, self._tick, self._due = seconds, callback, 0.0
-
-    def _wait(self) -> int | None:
-        """Milliseconds for poll, after what is due was done."""
-        if self._tick is not None and time.monotonic() >= self._due:
-            self._tick()
-            self._due = time.monotonic() + self._interval
-        return None if self._tick is None else max(int(self._interval * 1000), 1)
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
         """Call back with the ready events (POLLHUP and POLLERR always count); again to change them."""
@@ -66,7 +51,7 @@ class Loop:
         """
         failures: dict[int, int] = {}
         while self._running:
-            for fd, events in self._poll.poll(self._wait()):
+            for fd, events in self._poll.poll():
                 callback = self._callbacks.get(fd)
                 if callback is None:
                     continue

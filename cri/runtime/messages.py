@@ -55,7 +55,10 @@ class Places:
     """An empty folder to mount the root on."""
     shm: Path | None
     """The pod's shared memory."""
-    procs_files: tuple[Path, ...] = ()
+    birthplace: Path | None = None
+    """The cgroup2 folder to be born in."""
+    tasks_files: tuple[Path, ...] = ()
+    procs_file: Path | None = None
     kill_file: Path | None = None
     oom_file: Path | None = None
     cgroup_dirs: tuple[tuple[str, Path], ...] = ()
@@ -77,13 +80,12 @@ def check_id(kind: str, value: str) -> str:
 
 
 def sandbox(
-    spec: SandboxSpec, procs_files: tuple[Path, ...] = (), *, warm: tuple[Path | None, str] = (None, "")
+    spec: SandboxSpec, *, birthplace: Path | None = None, tasks_files: tuple[Path, ...] = ()
 ) -> dict[str, Any]:
     """A sandbox for `namespaces.enter`.
 
     Args:
-        procs_files: of the cgroup of the pod's reaping init.
-        warm: mount and controller of a hierarchy, for `Warmth`.
+        birthplace, tasks_files: of the cgroup of the pod's reaping init, as in `Places`.
 
     Raises:
         InputError: a field is wrong, named.
@@ -100,10 +102,9 @@ def sandbox(
         "host_ipc": spec.host_ipc,
         "share_pid": spec.share_pid,
         "netns_path": path(spec.netns_path),
-        "procs_files": [path(file) for file in procs_files],
+        "birthplace": path(birthplace),
+        "tasks_files": [path(file) for file in tasks_files],
         "shm_size": spec.shm_size,
-        "warm_tree": path(warm[0]),
-        "warm_controller": warm[1].encode(),
         "sysctls": _sysctls(spec),
     }
 
@@ -164,7 +165,9 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         "oom_score_adj": max(-1000, min(spec.oom_score_adj, 1000)),
         "pid_mode": mode,
         "target": spec.target_container,
-        "procs_files": [path(file) for file in places.procs_files],
+        "birthplace": path(places.birthplace),
+        "tasks_files": [path(file) for file in places.tasks_files],
+        "procs_file": path(places.procs_file),
         "kill_file": path(places.kill_file),
         "oom_file": path(places.oom_file),
         "log_path": path(spec.log_path),

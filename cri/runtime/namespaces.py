@@ -102,23 +102,68 @@ def write_sysctl(name: str, value: bytes) -> None:
         os.close(fd)
 
 
-def start_reaper(procs_files: list[bytes]) -> int:
+def start_reaper(spec: dict[str, Any]) -> int:
     """Make a PID namespace and fork its process 1, which holds it open and reaps orphans.
 
+    Args:
+        spec: what `messages.sandbox` writes.
+
     Returns:
-        its process id; children of this process that are to live there are forked after `setns`.
+        its pidfd; children of this process that are to live there are forked after `setns`.
+
+    Raises:
+        HostError: it could not be forked, or not move into its cgroup.
     """
-    syscalls.unshare(syscalls.CLONE_NEWPID)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _reap_for_ever()
-        finally:
-            os._exit(1)
-    return_to_own_pid_namespace()
-    for path in procs_files:
-        attach(path, pid)
-    return pid
+    ready, told = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid, pidfd = fork_into(-1, spec["birthplace"])
+        if pid == 0:
+            try:
+                join(spec["tasks_files"])
+                os.write(told, b".")
+                _reap_for_ever()
+            finally:
+                os._exit(1)
+    finally:
+        os.close(told)
+    try:
+        if not os.read(ready, 1):
+            os.close(pidfd)
+            raise from_errno(errno.EIO, "attach the pod's reaper to its cgroup")
+    finally:
+        os.close(ready)
+    return pidfd
+
+
+def fork_into(pid_namespace: int | None, birthplace: bytes) -> tuple[int, int]:
+    """Fork, with the child in a PID namespace and a cgroup.
+
+    Args:
+        pid_namespace: a pidfd of a process whose PID namespace to be born in, -1 for a new one, None for
+            this process's (the host's).
+        birthplace: cgroup2 folder to be born in; empty for this process's.
+
+    Returns:
+        (process id, pidfd) in the parent, (0, -1) in the child.
+    """
+    joins = pid_namespace is not None and pid_namespace >= 0
+    flags = syscalls.CLONE_NEWPID if pid_namespace == -1 else 0
+    cgroup, pid = -1, -1
+    try:
+        if birthplace:
+            cgroup = os.open(birthplace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if joins and pid_namespace is not None:
+            syscalls.setns(pid_namespace, syscalls.CLONE_NEWPID)
+        pid, pidfd = syscalls.fork(flags=flags, cgroup=cgroup)
+    except OSError as exc:
+        raise from_oserror(exc, f"fork into cgroup {os.fsdecode(birthplace)}") from exc
+    finally:
+        if pid != 0:
+            if joins:
+                return_to_own_pid_namespace()
+            if cgroup >= 0:
+                os.close(cgroup)
+    return pid, pidfd
 
 
 def return_to_own_pid_namespace() -> None:
@@ -130,16 +175,22 @@ def return_to_own_pid_namespace() -> None:
         os.close(fd)
 
 
-def attach(procs_file: bytes, pid: int) -> None:
-    """Move a process into the cgroup whose cgroup.procs this is."""
+def join(tasks_files: list[bytes]) -> None:
+    """Move this process, which has one thread, into the v1 cgroups whose `tasks` these are."""
+    for path in tasks_files:
+        write_number(path, 0)
+
+
+def write_number(path: bytes, number: int) -> None:
+    """Into a file of a cgroup: a process id to be moved, or 1 to cgroup.kill."""
     try:
-        fd = os.open(procs_file, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, b"%d" % pid)
+            os.write(fd, b"%d" % number)
         finally:
             os.close(fd)
     except OSError as exc:
-        raise from_oserror(exc, f"attach process {pid} to {os.fsdecode(procs_file)}") from exc
+        raise from_oserror(exc, f"write {number} to {os.fsdecode(path)}") from exc
 
 
 def _reap_for_ever() -> NoReturn:

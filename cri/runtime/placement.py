@@ -55,7 +55,9 @@ def _places(
     return messages.Places(
         mountpoint=folder / "rootfs",
         shm=shm,
-        procs_files=tuple(cgroups.procs_files(path)) if path else (),
+        birthplace=cgroups.birthplace(path) if path else None,
+        tasks_files=tuple(cgroups.tasks_files(path)) if path else (),
+        procs_file=cgroups.procs_files(path)[0] if path else None,
         kill_file=cgroups.kill_file(path) if path else None,
         oom_file=cgroups.oom_file(path) if path else None,
         cgroup_dirs=tuple(zip(names, cgroups.folders(path), strict=True)) if path else (),

@@ -68,9 +68,10 @@ class ExecProcess:
 
     def close(self) -> None:
         """Close every descriptor that is left with this object."""
-        for fd in {self.stdin, self.stdout, self.stderr} - {None}:
-            with suppress(OSError):
-                os.close(fd)  # type: ignore[arg-type]
+        for fd in {self.stdin, self.stdout, self.stderr}:
+            if fd is not None:
+                with suppress(OSError):
+                    os.close(fd)
         self.stdin = self.stdout = self.stderr = self._terminal = None
 
 

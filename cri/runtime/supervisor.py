@@ -22,7 +22,6 @@ from cri.runtime.connection import Answer, Connection
 from cri.runtime.container import Container
 from cri.runtime.execution import Execution
 from cri.runtime.loop import Loop
-from cri.runtime.warmth import Warmth
 from host import syscalls
 from host.errors import from_errno
 
@@ -50,7 +49,6 @@ class Supervisor:
         self._is_stopping = False
         self._created_at = time.time_ns()
         self._reaper_pidfd = -1
-        self._warmth = Warmth(self._loop, spec["warm_tree"], spec["warm_controller"])
         self._requests: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "snapshot": self._snapshot,
             "create": self._create,
@@ -72,8 +70,7 @@ class Supervisor:
         try:
             namespaces.enter(self._spec, self._folder)
             if self._spec["share_pid"]:
-                reaper = namespaces.start_reaper(self._spec["procs_files"])
-                self._reaper_pidfd = syscalls.pidfd_open(reaper)
+                self._reaper_pidfd = namespaces.start_reaper(self._spec)
             facts = {"pid": os.getpid(), "start_time": record.start_time(os.getpid())}
             record.write(self._folder, "supervisor", {**facts, "created_at": self._created_at})
         except OSError as exc:
@@ -84,7 +81,6 @@ class Supervisor:
         self._loop.watch_children(self._ended)
         self._loop.watch(listener.fileno(), lambda _: self._accept(listener))
         Answer(connection, 0).ok(self._facts())
-        self._warmth.start()
         self._loop.run()
 
     def _listen(self) -> socket.socket:
@@ -145,7 +141,6 @@ class Supervisor:
 
     def _create(self, request: dict[str, Any], answer: Answer) -> None:
         spec = request["spec"]
-        self._warmth.stop()
         if self._is_stopping:
             raise from_errno(errno.ESHUTDOWN, "sandbox is stopping")
         if spec["id"] in self._containers:

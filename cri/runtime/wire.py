@@ -172,33 +172,23 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, fds
 
 
+def receive_messages(sock: socket.socket, frames: Frames) -> list[tuple[Any, list[int]]] | None:
+    """What a non-blocking socket completes now, perhaps nothing; None: the peer is gone or not to be used."""
+    try:
+        data, fds = receive(sock)
+        return frames.feed(data, fds) if data else None
+    except BlockingIOError:
+        return []
+    except (OSError, WireError):
+        return None
+
+
 def send_blocking(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:
     """Send one message on a blocking socket."""
     data = frame(value, len(fds))
     sent = socket.send_fds(sock, [data], fds) if fds else sock.send(data)
     if sent < len(data):
         sock.sendall(data[sent:])
-
-
-def receive_blocking(sock: socket.socket) -> Any:
-    """Exactly one message without descriptors from a blocking socket; None at the end of the stream."""
-    head = _exactly(sock, HEADER.size)
-    if not head:
-        return None
-    length, _ = HEADER.unpack(head)
-    if length > MAX_FRAME:
-        raise WireError("message is larger than allowed")
-    return decode(_exactly(sock, length))
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = sock.recv(count - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
 
 
 def send_packet(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:

@@ -17,7 +17,7 @@ from cri.images.errors import ImageMissing
 from cri.images.model import Image
 from cri.runtime.spec import Device
 from cri.server.container_events import tell
-from cri.server.container_image_volumes import mount_image
+from cri.server.container_image_volumes import mount_image, unmount_images
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
 from cri.server.container_plan import Place, check_config, container_spec, volume_targets
 from cri.server.container_seccomp import seccomp_filter
@@ -216,9 +216,16 @@ def _make_folder(path: Path) -> None:
 
 
 async def undo_container(core: Core, container: Container) -> None:
-    """Take back whatever of a container exists; works from the record alone and may be repeated."""
+    """Take back whatever of a container exists; works from the record alone and may be repeated.
+
+    The writable layer is deleted after the record, while nobody waits: `recover` deletes every layer that has
+    no record, should the daemon end before. Mounts of image volumes in it go first, with their images.
+    """
     await core.runtime.remove_container(container.record.sandbox_id, container.id)
-    await asyncio.to_thread(delete_folder, data_folder(core, container.id))
+    data = data_folder(core, container.id)
+    if container.record.volume_images:
+        await asyncio.to_thread(unmount_images, data)
     for image_id in (container.record.image_id, *container.record.volume_images):
         core.images.release(image_id, container.id)
     core.store.drop_container(container.id)
+    core.joined.begin(("delete layer", container.id), lambda: asyncio.to_thread(delete_folder, data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from cri.state.store import Store
 from cri.streaming.tokens import Tokens
 from host.cgroups import Cgroups
 from host.clocks import Clock
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +42,17 @@ class Joined:
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
         return await asyncio.shield(task)
+
+    def begin(self, key: Any, work: Callable[[], Awaitable[None]]) -> None:
+        """Start what nobody waits for but `settle`; its failure is logged."""
+        task = asyncio.ensure_future(_as_coroutine(work()))
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._ended(key, done))
+
+    def _ended(self, key: Any, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("%s: %s", " ".join(key), exc)
 
     def _forget(self, key: Any, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(key, None)

@@ -159,10 +159,6 @@ class Store:
         """The folder for small files of a sandbox (resolv.conf, hostname)."""
         return self._sandbox_root / sandbox_id
 
-    def container_folder(self, container_id: str) -> Path:
-        """The folder for small files of a container."""
-        return self._container_root / container_id
-
 
 def _find(items: Mapping[str, T], wanted: str, noun: str) -> T:
     if not wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 
 CHUNK = 64 << 10
 
@@ -42,15 +43,15 @@ async def write_all(fd: int, data: bytes) -> bool:
     return True
 
 
-async def _wait(fd: int, add: object, remove: object) -> None:
+async def _wait(fd: int, add: Callable[..., object], remove: Callable[[int], object]) -> None:
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake() -> None:
         if not ready.done():
             ready.set_result(None)
 
-    add(fd, wake)  # type: ignore[operator]
+    add(fd, wake)
     try:
         await ready
     finally:
-        remove(fd)  # type: ignore[operator]
+        remove(fd)

@@ -33,6 +33,7 @@ TOOLS = {
     "nft": "nftables",
     "ipset": "ipset",
     "conntrack": "conntrack",
+    "tcpdump": "tcpdump",
     "busybox": "busybox-static",
     "modprobe": "kmod",
     "nsenter": "util-linux",

@@ -16,7 +16,6 @@ from deploy.labkit.machines import Machine
 from deploy.labkit.processes import Records
 from deploy.labkit.services import Service, ensure_service
 
-API_SERVER = f"https://{CONTROL_ADDRESS}:{layout.API_PORT}"
 _KUBEADM = """\
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration

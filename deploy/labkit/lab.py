@@ -164,7 +164,7 @@ class Lab:
                 if _condition(found, "Ready"):
                     del waiting[name]
             for name in waiting:
-                self._fail_if_ended(waiting[name])
+                self.check_running(waiting[name])
             return not waiting
 
         if not waiting:
@@ -185,7 +185,8 @@ class Lab:
         words = [entry.get("message", "") for entry in conditions if entry["type"] == "Ready"]
         return f"{name}: {' '.join(words) or 'says nothing'} (see: lab logs {name})"
 
-    def _fail_if_ended(self, node: Node) -> None:
+    def check_running(self, node: Node) -> None:
+        """Raise LabError, with its last words, when one of a node's programs has ended."""
         for service in nodes.services(self.layout, node):
             if not processes.alive(self.records.read(node.name, service.name)):
                 log = self.layout.log(node.name, service.name)
@@ -243,6 +244,15 @@ class Lab:
     def stop(self, machine: str, name: str) -> None:
         """End a program with TERM, as a service manager would."""
         processes.stop(self.records.read(machine, name))
+
+    def kill(self, machine: str, name: str) -> None:
+        """End a program with KILL, as a crash would; returns when it is gone.
+
+        Raises:
+            LabError: it is not running.
+        """
+        self.pid(machine, name)
+        processes.stop(self.records.read(machine, name), signals=processes.KILL)
 
     def pid(self, machine: str, name: str) -> int:
         """A running program's process id.

@@ -177,7 +177,7 @@ def remove(layout: Layout, records: Records, name: str) -> None:
     relative = layout.node_cgroup(name)
     cgroups.kill(relative)
     for program in records.programs(name):
-        processes.stop(records.read(name, program), grace=0)
+        processes.stop(records.read(name, program), signals=processes.KILL)
         records.forget(name, program)
     cgroups.remove(relative)
 

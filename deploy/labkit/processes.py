@@ -144,8 +144,18 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 """Programs this very process started: reaped when they are stopped, so that no zombie looks alive."""
 
 
-def stop(program: Program | None, *, grace: float = 10.0) -> None:
-    """End a program by TERM, then KILL; returns when it is gone. One that is gone already is fine."""
+KILL = ((signal.SIGKILL, 10.0),)
+TERM_THEN_KILL = ((signal.SIGTERM, 10.0), *KILL)
+
+
+def stop(program: Program | None, *, signals: Sequence[tuple[int, float]] = TERM_THEN_KILL) -> None:
+    """End a program by these signals, waiting so many seconds after each; returns when it is gone.
+
+    One that is gone already is fine.
+
+    Raises:
+        LabError: it is still there after the last.
+    """
     if program is None:
         return
     try:
@@ -156,10 +166,10 @@ def stop(program: Program | None, *, grace: float = 10.0) -> None:
     try:
         if not alive(program):
             return
-        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+        for number, seconds in signals:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, number)
-            if seconds and select.select([handle], [], [], seconds)[0]:
+            if select.select([handle], [], [], seconds)[0]:
                 break
         else:
             raise LabError(f"process {program.pid} ({program.argv[0]}) does not end; see /proc/{program.pid}")

@@ -71,12 +71,6 @@ class Cgroups:
             return frozenset(reader(self.root)("cgroup.controllers").split())
         return frozenset(self._by_controller)
 
-    def any_hierarchy(self) -> tuple[Path | None, str]:
-        """Mount and controller of one hierarchy, the controller empty for cgroup2; (None, "") without any."""
-        if self.mode == "v2":
-            return self.root, ""
-        return next(((tree, name) for name, tree in self._by_controller.items()), (None, ""))
-
     def folders(self, path: str) -> list[Path]:
         """The cgroup's folder in every hierarchy, existing or not.
 
@@ -143,6 +137,23 @@ class Cgroups:
     def procs_files(self, path: str) -> list[Path]:
         """The files a process id is written to so that the process moves into the cgroup, one a hierarchy."""
         return [folder / PROCS for folder in self.folders(path)]
+
+    def birthplace(self, path: str) -> Path | None:
+        """The folder that a process can be born in (clone3(2), CLONE_INTO_CGROUP); None without cgroup2."""
+        for tree, folder in zip(self.trees, self.folders(path), strict=True):
+            if (tree / "cgroup.controllers").exists():
+                return folder
+        return None
+
+    def tasks_files(self, path: str) -> list[Path]:
+        """v1's files that a process of one thread writes "0" to so that it moves itself into the cgroup.
+
+        Unlike cgroup.procs this takes no lock that waits for an RCU grace period (10 ms on a small machine):
+        a thread that moves itself cannot exit or fork meanwhile (kernel/cgroup/cgroup.c,
+        cgroup_procs_write_start).
+        """
+        pairs = zip(self.trees, self.folders(path), strict=True)
+        return [folder / "tasks" for tree, folder in pairs if not (tree / "cgroup.controllers").exists()]
 
     def attach(self, path: str, pid: int) -> None:
         """Move a process, with its threads, into the cgroup in every hierarchy."""

@@ -23,7 +23,7 @@ from agent.pods.runtime import (
     RuntimeNotFound,
     RuntimeUnavailable,
 )
-from host.clocks import Clock
+from host.clocks import Clock, sleep_unless
 from proto.cri import runtime_pb2 as pb
 
 
@@ -236,13 +236,7 @@ class FakeCri:
         if program.on_term is not None:
             self.exit(container_id, program.on_term)
             return
-        waits = [asyncio.ensure_future(con.ended.wait()), asyncio.ensure_future(self.clock.sleep(grace))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await sleep_unless(self.clock, con.ended, grace)
         self.exit(container_id, 137)
 
     async def remove_container(self, container_id: str) -> None:

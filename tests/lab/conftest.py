@@ -3,9 +3,9 @@
 Set NODELET_LAB_NAME to use (and keep) a lab that is up already: handy while writing tests.
 """
 
+import errno
 import os
 import re
-import signal
 import subprocess
 import sys
 import uuid
@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from kit import Namespace, until  # noqa: E402
 
-from deploy.labkit import cgroups, leaks  # noqa: E402
+from deploy.labkit import cgroups, leaks, nodes, processes  # noqa: E402
 from deploy.labkit.lab import Lab  # noqa: E402
 from deploy.labkit.layout import CONTROL, SWITCH, Layout  # noqa: E402
 from deploy.labkit.progress import Progress  # noqa: E402
@@ -55,15 +55,21 @@ class LabCluster:
         plain = container_id.rpartition("/")[2]
         for mount in cgroups.hierarchies():
             for folder in (mount / self.lab.layout.node_cgroup(node).strip("/")).rglob(f"*{plain}*"):
-                pids = sorted(map(int, (folder / "cgroup.procs").read_text().split()))
-                if pids:
-                    return pids[0]
+                try:
+                    pids = list(map(int, (folder / "cgroup.procs").read_text().split()))
+                except OSError as exc:  # removed while we looked
+                    assert exc.errno in (errno.ENOENT, errno.ENODEV), exc
+                    continue
+                # The oldest one, not the lowest: process ids start again at the bottom.
+                ages = [(started, pid) for pid in pids if (started := processes.start_time(pid)) is not None]
+                if ages:
+                    return min(ages)[1]
         return None
 
     @contextmanager
     def killed(self, node: str, *programs: str):
         for program in programs:
-            os.kill(self.lab.pid(node, program), signal.SIGKILL)
+            self.lab.kill(node, program)
         try:
             yield
         finally:
@@ -72,6 +78,7 @@ class LabCluster:
             until(f"{node} at work again", lambda: self._healthy(node))
 
     def _healthy(self, node: str) -> bool:
+        self.lab.check_running(nodes.find(self.lab.layout, node))
         probe = ["busybox", "wget", "-q", "-O-", "http://127.0.0.1:10248/healthz"]
         return self.lab.shell(node, *probe, check=False).strip() == "ok"
 

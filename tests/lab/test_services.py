@@ -49,7 +49,7 @@ def test_hairpin_and_no_endpoints(ns):
     code, _, err = ns.run("exec", "web0", "--", "wget", "-qO-", empty)
     assert code != 0
     assert "refused" in err
-    ns.kubectl("delete", "pod", "web0")
+    ns.kubectl("delete", "pod", "web0", "--grace-period=1")
     backends(ns, "n2")
     ns.apply(pod("client", container(), node="n1"))
     ns.wait_running("client")

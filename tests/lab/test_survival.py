@@ -38,7 +38,7 @@ def test_containers_outlive_the_programs(ns, programs):
     lines = ns.kubectl("logs", "stays").splitlines()
     assert lines == [f"line {i + 1}" for i in range(len(lines))]
     assert ns.sh("stays", "echo exec works").strip() == "exec works"
-    ns.kubectl("delete", "pod", "stays", "ends")
+    ns.kubectl("delete", "pod", "stays", "ends", "--grace-period=1")
 
 
 def test_a_pod_deleted_while_the_node_was_away_is_cleaned_up(ns):

@@ -1,8 +1,6 @@
 """The lab itself: it comes up, answers, comes up again after a crash, and goes without a trace."""
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -53,14 +51,14 @@ def test_up_again_and_up_after_a_crash(lab):
     lab.up(count=2)
     assert {name: lab.pid("n1", name) for name in pids} == pids
     for machine, program in [("n1", "nodelet"), (CONTROL, "etcd"), (CONTROL, "kube-apiserver")]:
-        os.kill(lab.pid(machine, program), signal.SIGKILL)
+        lab.kill(machine, program)
     lab.up(count=2)
     assert lab.pid("n1", "nodelet") != pids["nodelet"]
     assert lab.pid("n1", "nodelet-cri") == pids["nodelet-cri"]
 
 
 def test_a_machine_that_died_comes_back(lab, cluster):
-    os.kill(lab.pid("n2", "machine"), signal.SIGKILL)
+    lab.kill("n2", "machine")
     lab.up(count=2)
     assert "n2" in ready_nodes(cluster)
 

@@ -31,7 +31,7 @@ def test_d01_empty_dir_is_shared_survives_a_restart_and_goes_with_the_pod(ns):
     assert ns.sh("p", "cat /v/from-b", container="b").strip() == "more"
     folder = f"/var/lib/kubelet/pods/{found['metadata']['uid']}"
     assert ns.cluster.node("n1", "ls", folder)
-    ns.kubectl("delete", "pod", "p")
+    ns.kubectl("delete", "pod", "p", "--grace-period=1")
     until("the pod's folder gone", lambda: not ns.cluster.node("n1", "ls", folder, check=False).strip())
     assert folder not in ns.cluster.node("n1", "cat", "/proc/self/mounts")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +123,21 @@ class Lab:
         await self.runtime.close()
         self.spawner.close()
         self.cgroups.remove(self.cgroup)
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    """A runtime without sandboxes; what a test leaves in it is removed."""
+    made = Lab(tmp_path, f"/nodelet-test-{os.getpid()}")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def pod(lab: Lab) -> Lab:
+    """The same with one sandbox, `pod`."""
+    await lab.runtime.create_sandbox(lab.sandbox())
+    return lab
 
 
 def user(**fields: Any) -> User:

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
+import runtime_kit
 from runtime_kit import Lab, no_leaks
 
 from host.errors import NotFound
@@ -34,13 +34,7 @@ async def main():
 asyncio.run(main())
 """
 TALK = "i=0; while ! test -e /tmp/end; do i=$((i+1)); echo $i; sleep 0.01; done; exit 42"
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    made = Lab(tmp_path, f"/nodelet-test-{os.getpid()}")
-    yield made
-    await made.close()
+lab = runtime_kit.lab
 
 
 def run_daemon(lab: Lab) -> tuple[subprocess.Popen[str], int]:
@@ -53,10 +47,10 @@ def run_daemon(lab: Lab) -> tuple[subprocess.Popen[str], int]:
     return daemon, spawner
 
 
-async def eventually(check: object, seconds: float = 5) -> None:
+async def eventually(check: Callable[[], object], seconds: float = 5) -> None:
     """Wait until `check()` is true."""
     async with asyncio.timeout(seconds):
-        while not check():  # type: ignore[operator]
+        while not check():
             await asyncio.sleep(0.01)
 
 

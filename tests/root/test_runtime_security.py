@@ -8,10 +8,10 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import runtime_kit
 from runtime_kit import Lab, user
 
 from cri.runtime import seccomp
@@ -22,14 +22,7 @@ from cri.runtime.spec import User
 from host.errors import HostError
 
 DEFAULT_FILTER = seccomp.compile_default(capabilities=DEFAULT_CAPABILITIES)
-
-
-@pytest.fixture
-async def pod(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = Lab(tmp_path, f"/nodelet-test-{os.getpid()}")
-    await lab.runtime.create_sandbox(lab.sandbox())
-    yield lab
-    await lab.close()
+lab, pod = runtime_kit.lab, runtime_kit.pod
 
 
 async def refused(pod: Lab, *argv: str, **fields: object) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from cri.images import manifest
@@ -27,6 +28,7 @@ from cri.images.tarstream import TarStream
 sys.path.insert(0, str(Path(__file__).parents[2]))  # deploy/ is part of the checkout, not of the package
 
 HOST = "registry.test"
+REF = f"{HOST}/team/app:1"
 
 
 def digest_of(data: bytes) -> str:
@@ -257,3 +259,33 @@ async def opened_store(
         yield store
     finally:
         await store.close()
+
+
+BASE = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/sh", b"#!" * 2000, mode=0o755))
+TOP = archive(member(b"etc/motd", b"hello"))
+
+
+@pytest.fixture
+def built():
+    """An image of two layers, BASE and TOP."""
+    return image(BASE, TOP, config={"Env": ["A=1"], "Cmd": ["sh"]})
+
+
+@pytest.fixture
+async def fake(built):
+    """A registry that has it as REF."""
+    registry = FakeRegistry()
+    registry.add(built, "1")
+    return registry
+
+
+@pytest.fixture
+async def store(tmp_path, fake):
+    """An empty store beside that registry."""
+    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session) as opened:
+        yield opened
+
+
+def leftovers(store: ImageStore) -> list[str]:
+    """What a pull has left half done."""
+    return [path.name for path in (store._root / "tmp").iterdir()]

@@ -7,7 +7,7 @@ from apikit import ScriptedTransport
 
 from agent.api import errors, events
 from agent.api.client import ApiClient
-from agent.api.events import EventRecorder, node_reference, pod_reference
+from agent.api.events import EventRecorder, node_reference
 from agent.api.structs import ObjectMeta, Pod
 from host.clocks import FakeClock, settle
 
@@ -32,7 +32,7 @@ def echo(method, path, query, body):
 
 async def test_an_event_has_what_describe_shows():
     async with recording(echo) as (recorder, transport, _):
-        ref = pod_reference(POD, container="c")
+        ref = REF
         recorder.record(ref, type="Normal", reason="Started", message="Container started")
         await settle()
         (method, path, _, body, _), *_ = transport.requests
@@ -46,7 +46,7 @@ async def test_an_event_has_what_describe_shows():
 async def test_equal_events_are_counted():
     async with recording(echo) as (recorder, transport, clock):
         for _ in range(3):
-            recorder.record(pod_reference(POD), type="Warning", reason="BackOff", message="again")
+            recorder.record(REF, type="Warning", reason="BackOff", message="again")
             await settle()
             await clock.advance(10)
         methods = [request[0] for request in transport.requests]
@@ -67,7 +67,7 @@ async def test_after_ten_minutes_a_new_event_begins():
 async def test_the_queue_is_bounded_and_recording_does_not_wait():
     async with recording(lambda *_: errors.Unreachable("away")) as (recorder, _, _clock):
         for number in range(events.QUEUE + 50):
-            recorder.record(pod_reference(POD), type="Normal", reason="R", message=str(number))
+            recorder.record(REF, type="Normal", reason="R", message=str(number))
         assert recorder.dropped == 50
 
 
@@ -78,8 +78,8 @@ async def test_an_event_waits_for_the_api_and_keeps_its_place():
         return answers.pop() if answers else body
 
     async with recording(answer) as (recorder, transport, clock):
-        recorder.record(pod_reference(POD), type="Normal", reason="One", message="1")
-        recorder.record(pod_reference(POD), type="Normal", reason="Two", message="2")
+        recorder.record(REF, type="Normal", reason="One", message="1")
+        recorder.record(REF, type="Normal", reason="Two", message="2")
         await settle()
         await clock.advance(6)
         assert [request[3]["reason"] for request in transport.requests] == ["One", "One", "Two"]
@@ -90,7 +90,7 @@ async def test_a_refused_event_is_skipped():
         return errors.Forbidden("namespace is terminating") if body["reason"] == "One" else body
 
     async with recording(answer) as (recorder, transport, _):
-        recorder.record(pod_reference(POD), type="Normal", reason="One", message="1")
-        recorder.record(pod_reference(POD), type="Normal", reason="Two", message="2")
+        recorder.record(REF, type="Normal", reason="One", message="1")
+        recorder.record(REF, type="Normal", reason="Two", message="2")
         await settle()
         assert len(transport.requests) == 2

@@ -4,14 +4,17 @@ import asyncio
 import json
 import logging
 
+import images_kit
 import pytest
 from images_kit import (
+    BASE,
     HOST,
-    FakeRegistry,
+    REF,
     archive,
     descriptor,
     digest_of,
     image,
+    leftovers,
     member,
     opened_store,
     serving,
@@ -25,31 +28,7 @@ from cri.images.errors import (
 )
 from host.errors import Busy, InputError
 
-BASE = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/sh", b"#!" * 2000, mode=0o755))
-TOP = archive(member(b"etc/motd", b"hello"))
-REF = f"{HOST}/team/app:1"
-
-
-@pytest.fixture
-def built():
-    return image(BASE, TOP, config={"Env": ["A=1"], "Cmd": ["sh"]})
-
-
-@pytest.fixture
-async def fake(tmp_path, built):
-    registry = FakeRegistry()
-    registry.add(built, "1")
-    return registry
-
-
-@pytest.fixture
-async def store(tmp_path, fake):
-    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session) as opened:
-        yield opened
-
-
-def leftovers(store) -> list[str]:
-    return [path.name for path in (store._root / "tmp").iterdir()]
+built, fake, store = images_kit.built, images_kit.fake, images_kit.store
 
 
 async def test_pull_unpacks_and_describes(store, built):

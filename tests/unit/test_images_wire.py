@@ -3,15 +3,14 @@
 import asyncio
 import json
 
+import images_kit
 import pytest
 from aiohttp import web
 from images_kit import (
     HOST,
-    FakeRegistry,
-    archive,
+    REF,
     digest_of,
-    image,
-    member,
+    leftovers,
     on_socket,
     opened_store,
     serving,
@@ -21,31 +20,7 @@ from cri.images import manifest
 from cri.images.errors import AccessDenied, CorruptContent, PullError, RegistryUnavailable
 from cri.images.model import Credentials
 
-BASE = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/sh", b"#!" * 2000, mode=0o755))
-TOP = archive(member(b"etc/motd", b"hello"))
-REF = f"{HOST}/team/app:1"
-
-
-@pytest.fixture
-def built():
-    return image(BASE, TOP, config={"Env": ["A=1"], "Cmd": ["sh"]})
-
-
-@pytest.fixture
-async def fake(tmp_path, built):
-    registry = FakeRegistry()
-    registry.add(built, "1")
-    return registry
-
-
-@pytest.fixture
-async def store(tmp_path, fake):
-    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session) as opened:
-        yield opened
-
-
-def leftovers(store) -> list[str]:
-    return [path.name for path in (store._root / "tmp").iterdir()]
+built, fake, store = images_kit.built, images_kit.fake, images_kit.store
 
 
 @pytest.mark.parametrize("spoil", ["flip", "longer", "shorter"])

@@ -185,7 +185,6 @@ async def test_peers_in_place_and_own_annotations(bench):
     assert data == {"VNI": 1, "VtepMAC": bench.kernel.device.mac}
     assert bench.annotations[peers.PUBLIC_IP] == "192.0.2.1"
     assert bench.annotations[peers.SUBNET_MANAGER] == "true"
-    assert bench.overlay.pod_mtu == 1450
 
 
 async def test_deleted_device_is_back_at_the_next_recheck(bench):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.api.errors import Unreachable
 from agent.api.structs import (
     ConfigMap,
     Container,
@@ -69,7 +70,7 @@ class FakeApi:
 
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         if self.down:
-            raise ConnectionError("apiserver is down")
+            raise Unreachable("apiserver is down")
         self.requests.append(request)
         seconds = request.spec.expiration_seconds or 0
         return TokenRequest(
