@@ -1,6 +1,7 @@
 """The executable `nodelet-cni`: environment and stdin in, one JSON object on stdout, exit status 0 or 1.
 
-See "Section 2: Execution Protocol" of the CNI specification 1.1.0. Everything else is cni.entry.
+See "Section 2: Execution Protocol" of the CNI specification 1.1.0. Everything else is cni.entry. A person who
+runs it by hand gets `--help` and `--version`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from cni import entry, errors
+from cni.config import SUPPORTED_VERSIONS
 from cni.errors import CniError
 
 MAX_CONFIG_BYTES = 4 << 20

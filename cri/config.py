@@ -76,7 +76,10 @@ def parse(argv: Sequence[str]) -> Settings:
     parser = _Parser(
         prog="nodelet-cri",
         allow_abbrev=False,
-        description="CRI v1 runtime of nodelet; `nodelet-cri image …` works on its image store",
+        description="The CRI v1 runtime of nodelet. Needs root; without flags it serves the default socket.",
+        epilog="Beside the running daemon: `nodelet-cri ps` shows pods and containers, `nodelet-cri image` "
+        "pulls, imports, lists and removes images (see nodelet-cri image --help).",
+        usage="nodelet-cri [flags] | nodelet-cri ps | nodelet-cri image VERB …",
     )
     parser.add_argument("--version", action="version", version=f"{RUNTIME_NAME} {version('nodelet')}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with these settings")

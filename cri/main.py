@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["image"]:
         from cri.images.cli import main as image_main
 
-        return int(image_main(words[1:]) or 0)
+        return image_main(words[1:])
+    if words[:1] == ["ps"]:
+        from cri.ps import main as ps_main
+
+        return ps_main(words[1:])
     try:
         settings = parse(words)
         check_machine(settings)

@@ -93,7 +93,11 @@ class _Removal:
                 return False
             payload = data[start + _HEADER.size : start + length]
             # A port that leaves its bridge is announced with the same type, by the family AF_BRIDGE.
-            if kind == rtnl.RTM_DELLINK and payload[:1] == b"\0" and rtnl.parse_link(payload).name == self._name:
+            if (
+                kind == rtnl.RTM_DELLINK
+                and payload[:1] == b"\0"
+                and rtnl.parse_link(payload).name == self._name
+            ):
                 return True
             start += (length + 3) & ~3
         return False

@@ -9,6 +9,7 @@ Source: k8s.io/kubelet/config/v1beta1/types.go and pkg/kubelet/apis/config/v1bet
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import logging
 from typing import Any
 
@@ -33,14 +34,9 @@ EVICTION_HARD = {
 """kubelet's thresholds on Linux; a file that has evictionHard replaces all of them."""
 
 _IRREGULAR = {
-    "cgroups_per_qos": "cgroupsPerQOS",
     "cluster_dns": "clusterDNS",
     "cpu_cfs_quota": "cpuCFSQuota",
     "cpu_cfs_quota_period": "cpuCFSQuotaPeriod",
-    "event_record_qps": "eventRecordQPS",
-    "image_gc_high_threshold_percent": "imageGCHighThresholdPercent",
-    "image_gc_low_threshold_percent": "imageGCLowThresholdPercent",
-    "image_minimum_gc_age": "imageMinimumGCAge",
     "server_tls_bootstrap": "serverTLSBootstrap",
     "client_ca_file": "clientCAFile",
     "cache_ttl": "cacheTTL",
@@ -49,11 +45,28 @@ _IRREGULAR = {
     "max_parallel_image_pulls": "maxParallelImagePulls",
     "provider_id": "providerID",
     "resolver_config": "resolvConf",
-    "static_pod_url": "staticPodURL",
 }
 
 UNUSED = frozenset(
     [
+        "staticPodURL",
+        "fileCheckFrequency",
+        "cgroupsPerQOS",
+        "enableDebuggingHandlers",
+        "tlsMinVersion",
+        "featureGates",
+        "runtimeRequestTimeout",
+        "serializeImagePulls",
+        "imageMinimumGCAge",
+        "imageMaximumGCAge",
+        "imageGCHighThresholdPercent",
+        "imageGCLowThresholdPercent",
+        "evictionSoft",
+        "evictionSoftGracePeriod",
+        "evictionPressureTransitionPeriod",
+        "evictionMaxPodGracePeriod",
+        "evictionMinimumReclaim",
+        "defaultPodSysctls",
         "podLogsDirMode",
         "syncFrequency",
         "httpCheckFrequency",
@@ -179,25 +192,20 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     kind: str = KIND
     # Where things are
     static_pod_path: str = ""
-    static_pod_url: str = ""
-    file_check_frequency: Duration = Duration(20)
     pod_logs_dir: str = "/var/log/pods"
     cgroup_root: str = "/"
     cgroup_driver: str = "cgroupfs"
-    cgroups_per_qos: bool = True
     container_runtime_endpoint: str = "unix:///run/nodelet/cri.sock"
     resolver_config: str = msgspec.field(default="/etc/resolv.conf", name="resolvConf")
     provider_id: str = ""
     # The server
     enable_server: bool = True
-    enable_debugging_handlers: bool = True
     address: str = "0.0.0.0"  # noqa: S104 - kubelet's default: the API server connects from outside
     port: int = 10250
     healthz_port: int = 10248
     healthz_bind_address: str = "127.0.0.1"
     tls_cert_file: str = ""
     tls_private_key_file: str = ""
-    tls_min_version: str = "VersionTLS12"
     rotate_certificates: bool = False
     server_tls_bootstrap: bool = msgspec.field(default=False, name="serverTLSBootstrap")
     authentication: Authentication = Authentication()
@@ -213,13 +221,10 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     pod_cidr: str = msgspec.field(default="", name="podCIDR")
     system_reserved: dict[str, str] = {}
     kube_reserved: dict[str, str] = {}
-    feature_gates: dict[str, bool] = {}
     fail_swap_on: bool = True
     # Pods
     cluster_domain: str = ""
     cluster_dns: tuple[str, ...] = ()
-    runtime_request_timeout: Duration = Duration(120)
-    serialize_image_pulls: bool = True
     max_parallel_image_pulls: int | None = None
     pod_pids_limit: int = -1
     cpu_cfs_quota: bool = msgspec.field(default=True, name="cpuCFSQuota")
@@ -227,21 +232,11 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     container_log_max_size: Size = Size(10 << 20)
     container_log_max_files: int = 5
     allowed_unsafe_sysctls: tuple[str, ...] = ()
-    default_pod_sysctls: dict[str, str] = {}
     seccomp_default: bool = False
     crash_loop_back_off: CrashLoopBackOff = CrashLoopBackOff()
     oom_score_adj: int = -999
-    # Eviction and garbage collection
-    image_minimum_gc_age: Duration = msgspec.field(default=Duration(120), name="imageMinimumGCAge")
-    image_maximum_gc_age: Duration = msgspec.field(default=Duration(0), name="imageMaximumGCAge")
-    image_gc_high_threshold_percent: int = 85
-    image_gc_low_threshold_percent: int = 80
+    # Pressure
     eviction_hard: dict[str, str] = msgspec.field(default_factory=lambda: dict(EVICTION_HARD))
-    eviction_soft: dict[str, str] = {}
-    eviction_soft_grace_period: dict[str, str] = {}
-    eviction_pressure_transition_period: Duration = Duration(300)
-    eviction_max_pod_grace_period: int = 0
-    eviction_minimum_reclaim: dict[str, str] = {}
 
 
 KNOWN = frozenset(field.encode_name for field in msgspec.structs.fields(KubeletConfiguration))
@@ -279,7 +274,7 @@ def _go_zero_means_default(document: dict[str, Any]) -> dict[str, Any]:
     for name, value in document.items():
         if isinstance(value, dict):
             result[name] = _go_zero_means_default(value)
-        elif value not in ("0s", ""):
+        elif value not in ("0s", "") or name == "resolvConf":  # a pointer in Go: "" means no file
             result[name] = value
     return result
 
@@ -290,6 +285,11 @@ def _check(config: KubeletConfiguration, where: str) -> None:
     for name, port in (("port", config.port), ("healthzPort", config.healthz_port)):
         if not 0 <= port <= 65535:
             raise InputError(f"{where}: {name} must be between 0 and 65535, not {port}")
+    for network in filter(None, config.pod_cidr.split(",")):
+        try:
+            ipaddress.ip_network(network.strip())
+        except ValueError as exc:
+            raise InputError(f"{where}: podCIDR: {exc}") from exc
     if config.cgroup_driver not in ("cgroupfs", "systemd"):
         raise InputError(f"{where}: cgroupDriver must be cgroupfs or systemd, not {config.cgroup_driver!r}")
     if config.authorization.mode not in ("Webhook", "AlwaysAllow"):

@@ -42,7 +42,6 @@ class CniSettings(Section, frozen=True, kw_only=True):
     """Where CNI things are, and whether we write our own configuration list."""
 
     conf_dir: str = "/etc/cni/net.d"
-    bin_dir: str = "/opt/cni/bin"
     write_config: bool = True
     bridge: str = "cbr0"
 

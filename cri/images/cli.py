@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cri.client import QUICK_SECONDS, SOCKET, Parser, ask, shown
 from cri.images.errors import ImageError
 from host.errors import HostError, InputError
 
-_SOCKET = "unix:///run/nodelet/cri.sock"
 _ROOT = Path("/var/lib/nodelet/cri")
 _PULL_SECONDS = 3600.0
-_QUICK_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,51 +28,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb(arguments)
     except (ImageError, InputError, HostError) as exc:
-        print(f"nodelet-cri image: {_shown(str(exc))}", file=sys.stderr)
+        print(f"nodelet-cri image: {shown(str(exc))}", file=sys.stderr)
         return 1
     except OSError as exc:
-        print(f"nodelet-cri image: {_shown(str(exc.filename))}: {exc.strerror}", file=sys.stderr)
+        print(f"nodelet-cri image: {shown(str(exc.filename))}: {exc.strerror}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nodelet-cri image", description="look after container images")
-    parser.add_argument("--endpoint", default=_SOCKET, help=f"CRI socket (default {_SOCKET})")
-    parser.add_argument("--root", type=Path, default=_ROOT, help=f"the daemon's --root (default {_ROOT})")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    ls = verbs.add_parser("ls", help="list images")
-    ls.set_defaults(run=_ls)
-    pull = verbs.add_parser("pull", help="pull an image")
-    pull.add_argument("image")
-    pull.set_defaults(run=_pull)
-    rm = verbs.add_parser("rm", help="remove images")
-    rm.add_argument("image", nargs="+")
-    rm.set_defaults(run=_rm)
-    prune = verbs.add_parser("prune", help="remove images that no container uses")
-    prune.set_defaults(run=_prune)
-    load = verbs.add_parser("import", help="bring in a docker or OCI archive")
+def _parser() -> Parser:
+    parser = Parser(prog="nodelet-cri image", description="look after container images")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        if run in (_import, _export):
+            added.add_argument(
+                "--root", type=Path, default=_ROOT, help=f"the daemon's --root (default {_ROOT})"
+            )
+        else:
+            added.add_argument("--endpoint", default=SOCKET, help=f"CRI socket (default {SOCKET})")
+        return added
+
+    verb("ls", "list images", _ls)
+    verb("pull", "pull an image", _pull).add_argument("image")
+    verb("rm", "remove images", _rm).add_argument("image", nargs="+")
+    verb("prune", "remove images that no container uses", _prune)
+    load = verb("import", "bring in a docker or OCI archive", _import)
     load.add_argument("file", type=Path, help="the archive; - for standard input")
     load.add_argument("--name", default="", help="name for an image that has none in the archive")
-    load.set_defaults(run=_import)
-    save = verbs.add_parser("export", help="write an image as an archive")
+    save = verb("export", "write an image as an archive", _export)
     save.add_argument("image")
     save.add_argument("file", type=Path, help="must not exist yet")
-    save.set_defaults(run=_export)
     return parser
 
 
 def _ls(arguments: argparse.Namespace) -> None:
     def rows(images: Any, _: Any, pb: Any) -> None:
-        found = images.ListImages(pb.ListImagesRequest(), timeout=_QUICK_SECONDS).images
+        found = images.ListImages(pb.ListImagesRequest(), timeout=QUICK_SECONDS).images
         print(f"{'IMAGE ID':14}{'SIZE':>10}  NAME")
         for image in found:
             names = [*image.repo_tags] or [*image.repo_digests] or ["<none>"]
             for name in names:
                 size = f"{image.size / 1e6:.1f} MB"
-                print(f"{image.id.removeprefix('sha256:')[:12]:14}{size:>10}  {_shown(name)}")
+                print(f"{image.id.removeprefix('sha256:')[:12]:14}{size:>10}  {shown(name)}")
 
-    _ask(arguments.endpoint, rows)
+    ask(arguments.endpoint, rows)
 
 
 def _pull(arguments: argparse.Namespace) -> None:
@@ -81,53 +82,32 @@ def _pull(arguments: argparse.Namespace) -> None:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=arguments.image))
         print(images.PullImage(request, timeout=_PULL_SECONDS).image_ref)
 
-    _ask(arguments.endpoint, pull)
+    ask(arguments.endpoint, pull)
 
 
 def _rm(arguments: argparse.Namespace) -> None:
     def remove(images: Any, _: Any, pb: Any) -> None:
         for name in arguments.image:
             spec = pb.ImageSpec(image=name)
-            if not images.ImageStatus(pb.ImageStatusRequest(image=spec), timeout=_QUICK_SECONDS).image.id:
+            if not images.ImageStatus(pb.ImageStatusRequest(image=spec), timeout=QUICK_SECONDS).image.id:
                 raise InputError(f"no image {name}")
-            images.RemoveImage(pb.RemoveImageRequest(image=spec), timeout=_QUICK_SECONDS)
+            images.RemoveImage(pb.RemoveImageRequest(image=spec), timeout=QUICK_SECONDS)
 
-    _ask(arguments.endpoint, remove)
+    ask(arguments.endpoint, remove)
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     def prune(images: Any, runtime: Any, pb: Any) -> None:
-        containers = runtime.ListContainers(pb.ListContainersRequest(), timeout=_QUICK_SECONDS).containers
+        containers = runtime.ListContainers(pb.ListContainersRequest(), timeout=QUICK_SECONDS).containers
         used = {word for item in containers for word in (item.image_ref, item.image_id, item.image.image)}
-        for image in images.ListImages(pb.ListImagesRequest(), timeout=_QUICK_SECONDS).images:
+        for image in images.ListImages(pb.ListImagesRequest(), timeout=QUICK_SECONDS).images:
             if image.pinned or used & {image.id, *image.repo_tags, *image.repo_digests}:
                 continue
             spec = pb.ImageSpec(image=image.id)
-            images.RemoveImage(pb.RemoveImageRequest(image=spec), timeout=_QUICK_SECONDS)
-            print(f"removed {_shown(' '.join([*image.repo_tags]) or image.id)}")
+            images.RemoveImage(pb.RemoveImageRequest(image=spec), timeout=QUICK_SECONDS)
+            print(f"removed {shown(' '.join([*image.repo_tags]) or image.id)}")
 
-    _ask(arguments.endpoint, prune)
-
-
-def _ask(endpoint: str, work: Callable[[Any, Any, Any], None]) -> None:
-    """Call `work(image stub, runtime stub, messages)` on a connection to the daemon."""
-    import grpc
-
-    from proto.cri import runtime_pb2, runtime_pb2_grpc
-
-    with grpc.insecure_channel(endpoint) as channel:
-        try:
-            work(
-                runtime_pb2_grpc.ImageServiceStub(channel),
-                runtime_pb2_grpc.RuntimeServiceStub(channel),
-                runtime_pb2,
-            )
-        except grpc.RpcError as exc:
-            if exc.code() == grpc.StatusCode.UNAVAILABLE and "connect" in exc.details():
-                raise InputError(
-                    f"no daemon answers at {endpoint}: start nodelet-cri, or set --endpoint"
-                ) from exc
-            raise ImageError(exc.details()) from exc
+    ask(arguments.endpoint, prune)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -138,7 +118,7 @@ def _import(arguments: argparse.Namespace) -> None:
             file = sys.stdin.buffer if str(arguments.file) == "-" else arguments.file.open("rb")
             with file:
                 for image in await import_archive(store, file, name=arguments.name):
-                    print(image.id, _shown(" ".join(image.repo_tags)))
+                    print(image.id, shown(" ".join(image.repo_tags)))
 
     asyncio.run(work())
 
@@ -170,7 +150,3 @@ class _opened:
 
     async def __aexit__(self, *_: object) -> None:
         await self._store.close()
-
-
-def _shown(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

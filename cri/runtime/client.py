@@ -327,17 +327,22 @@ class Runtime:
         messages.check_id("container", container_id)
         if sandbox_id in self._links:
             with suppress(NotFound):
-                await self.signal_container(sandbox_id, container_id, 9, all=True)
-                try:
-                    async with asyncio.timeout(_KILL_LIMIT_S):
-                        await self.wait_container(sandbox_id, container_id)
-                except TimeoutError as exc:
-                    raise Busy(
-                        errno.EBUSY, f"remove container {container_id}", "it cannot be killed"
-                    ) from exc
+                await self._make_end(sandbox_id, container_id)
                 await self._link(sandbox_id).request("remove", container=container_id)
         self._forget(sandbox_id, container_id)
         await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
+
+    async def _make_end(self, sandbox_id: str, container_id: str) -> None:
+        """Kill a container that has no exit yet, and wait for it."""
+        facts = self._facts.get((sandbox_id, container_id))
+        if facts is not None and facts.exit is not None:
+            return
+        await self.signal_container(sandbox_id, container_id, 9, all=True)
+        try:
+            async with asyncio.timeout(_KILL_LIMIT_S):
+                await self.wait_container(sandbox_id, container_id)
+        except TimeoutError as exc:
+            raise Busy(errno.EBUSY, f"remove container {container_id}", "it cannot be killed") from exc
 
     async def exec(self, sandbox_id: str, container_id: str, spec: ExecSpec) -> ExecProcess:
         """Start a further process in a running container.

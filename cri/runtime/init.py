@@ -34,6 +34,15 @@ _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 _PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_MESSAGE = 1 << 16
+_CHANGED_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+)
+"""What the interpreter and the supervisor have changed; the spawner began with all at their default."""
 
 
 class StepError(Exception):
@@ -102,9 +111,8 @@ def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int
     """
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(number, signal.SIG_DFL)
+    for number in _CHANGED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
     os.umask(0o022)

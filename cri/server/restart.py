@@ -81,6 +81,7 @@ async def _drop_orphans(core: Core) -> None:
     for container in list(core.store.containers.values()):
         if container.record.sandbox_id not in core.store.sandboxes:
             await undo_container(core, container)
+    await core.joined.settle()  # layers are being deleted in there
     folder = data_folder(core, "x").parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():

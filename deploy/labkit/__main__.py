@@ -167,8 +167,15 @@ def push(lab: Lab, args: argparse.Namespace) -> int:
     folder = Path(args.directory)
     if not folder.is_dir():
         raise LabError(f"{folder} is no folder")
-    name, _, tag = (args.image or f"docker.io/library/{folder.resolve().name}").partition(":")
-    digest = images.push_directory(lab.layout.registry, folder, name, tags=[tag or "latest"])
+    image = args.image or f"docker.io/library/{folder.resolve().name}"
+    # A colon before the last slash belongs to a registry's port, not to a tag.
+    path, slash, last = image.rpartition("/")
+    last, _, tag = last.partition(":")
+    name = path + slash + last
+    try:
+        digest = images.push_directory(lab.layout.registry, folder, name, tags=[tag or "latest"])
+    except (OSError, ValueError) as exc:
+        raise LabError(f"cannot pack {folder}: {exc}") from exc
     print(f"{name}:{tag or 'latest'}@{digest}")
     return 0
 

@@ -118,7 +118,7 @@ def push_directory(store_dir: Path, image_dir: Path, name: str, *, tags: Sequenc
         settings = json.loads((image_dir / "config.json").read_text())
     known = {"entrypoint", "cmd", "env", "user", "workdir", "exposed", "volumes", "labels", "stop_signal"}
     if unknown := settings.keys() - known:
-        raise ValueError(f"{image_dir}: unknown setting {sorted(unknown)[0]!r}")
+        raise ValueError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
     return build_image(store_dir, name, tags=tags, tree=image_dir / "rootfs", **settings)
 
 

@@ -8,10 +8,12 @@ from apikit import ScriptedTransport
 from agent.api import errors, events
 from agent.api.client import ApiClient
 from agent.api.events import EventRecorder, node_reference
-from agent.api.structs import ObjectMeta, Pod
+from agent.api.structs import ObjectReference
 from host.clocks import FakeClock, settle
 
-POD = Pod(metadata=ObjectMeta(name="p", namespace="d", uid="u"))
+REF = ObjectReference(
+    api_version="v1", kind="Pod", namespace="d", name="p", uid="u", field_path="spec.containers{c}"
+)
 
 
 @asynccontextmanager
@@ -32,8 +34,7 @@ def echo(method, path, query, body):
 
 async def test_an_event_has_what_describe_shows():
     async with recording(echo) as (recorder, transport, _):
-        ref = REF
-        recorder.record(ref, type="Normal", reason="Started", message="Container started")
+        recorder.record(REF, type="Normal", reason="Started", message="Container started")
         await settle()
         (method, path, _, body, _), *_ = transport.requests
         assert (method, path) == ("POST", "/api/v1/namespaces/d/events")

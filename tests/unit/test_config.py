@@ -1,5 +1,9 @@
 """Files, drop-ins and flags to settings; every mistake is one line that names the thing and the fix."""
 
+import re
+from pathlib import Path
+
+import msgspec
 import pytest
 import yaml
 
@@ -213,3 +217,19 @@ def test_nodelet_configuration():
     ):
         with pytest.raises(InputError, match=words):
             nodelet.build({**head, **wrong}, where="f")
+
+
+@pytest.mark.parametrize("section", [kubelet.KubeletConfiguration, nodelet.NodeletConfiguration])
+def test_every_setting_is_read_somewhere(section):
+    """A field that nobody reads would be a promise not kept; it belongs into `UNUSED`, which is logged."""
+    agent = Path(kubelet.__file__).parents[1]
+    text = "".join(path.read_text() for path in agent.rglob("*.py"))
+
+    def unread(struct):
+        for field in msgspec.structs.fields(struct):
+            if isinstance(field.type, type) and issubclass(field.type, kubelet.Section):
+                yield from unread(field.type)
+            elif not re.search(rf"\.{field.name}\b", text):
+                yield f"{struct.__name__}.{field.name}"
+
+    assert list(unread(section)) == []

@@ -1,0 +1,69 @@
+"""`nodelet-cri ps`: the pods of this machine and their containers, as the running daemon knows them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cri.client import QUICK_SECONDS, SOCKET, Parser, ask, shown
+from cri.images.errors import ImageError
+from host.errors import InputError
+
+HEADER = ("POD", "IP", "CONTAINER", "STATE", "SINCE", "RUN", "IMAGE", "LOG")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; 0 when it worked, 1 when the daemon does not answer, 2 for a wrong command line."""
+    parser = Parser(prog="nodelet-cri ps", description="show the pods of this machine and their containers")
+    parser.add_argument("--endpoint", default=SOCKET, help=f"CRI socket (default {SOCKET})")
+    arguments = parser.parse_args(argv)
+    try:
+        ask(arguments.endpoint, lambda _, runtime, pb: print(table(rows(runtime, pb, now=time.time()))))
+    except (ImageError, InputError) as exc:
+        print(f"nodelet-cri ps: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def rows(runtime: Any, pb: Any, *, now: float) -> list[tuple[str, ...]]:
+    """A row for each container, and one for each pod that has none. `now` is in Unix seconds."""
+    found: list[tuple[str, ...]] = []
+    containers = runtime.ListContainers(pb.ListContainersRequest(), timeout=QUICK_SECONDS).containers
+    for pod in runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=QUICK_SECONDS).items:
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)
+        address = runtime.PodSandboxStatus(request, timeout=QUICK_SECONDS).status.network.ip
+        head = (f"{pod.metadata.namespace}/{pod.metadata.name}", address or "-")
+        members = [item for item in containers if item.pod_sandbox_id == pod.id]
+        if not members:
+            state = pb.PodSandboxState.Name(pod.state).removeprefix("SANDBOX_").lower()
+            found.append((*head, "-", state, age(now - pod.created_at / 1e9), "-", "-", "-"))
+        for item in members:
+            detail = runtime.ContainerStatus(
+                pb.ContainerStatusRequest(container_id=item.id), timeout=QUICK_SECONDS
+            ).status
+            since = detail.finished_at or detail.started_at or detail.created_at
+            state = pb.ContainerState.Name(item.state).removeprefix("CONTAINER_").lower()
+            if item.state == pb.CONTAINER_EXITED:
+                state += f"({detail.exit_code})"
+            words = (item.metadata.name, state, age(now - since / 1e9), str(item.metadata.attempt))
+            found.append(
+                (*head, *words, item.image.user_specified_image or item.image.image, detail.log_path)
+            )
+    return sorted(found)
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def table(found: Sequence[Sequence[str]]) -> str:
+    """Rows below the header, in columns."""
+    cells = [HEADER, *([shown(cell) for cell in row] for row in found)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(HEADER))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
