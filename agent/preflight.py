@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agent.api.errors import ApiError
 from agent.config.load import Settings
 from agent.server.listening import check_free
+from host import processes
 from host.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc"), cgroups: Pa
     if os.geteuid() != 0:
         raise InputError("must run as root: a node makes namespaces, mounts and cgroups (try sudo)")
     _check_kernel(settings, proc, cgroups or Path("/sys/fs/cgroup"))
+    _check_programs(settings)
     kubelet, manifests = settings.kubelet, settings.options.manifests
     if manifests and not Path(manifests).is_dir():
         raise InputError(f"flag --manifests: {manifests} is no directory: make it, or name another one")
@@ -54,6 +56,15 @@ def _check_kernel(settings: Settings, proc: Path, cgroups: Path) -> None:
         raise InputError(f"swap is on ({devices}): run swapoff -a, or set failSwapOn: false")
     if not (cgroups / "cgroup.controllers").exists() and not (cgroups / "memory").is_dir():
         raise InputError(f"no cgroups in {cgroups}: mount cgroup2 there (mount -t cgroup2 none {cgroups})")
+
+
+def _check_programs(settings: Settings) -> None:
+    own = settings.nodelet
+    if own.overlay.backend == "none" and own.proxy.mode == "none":
+        return  # the rules are another program's business
+    for program in ("iptables", "iptables-save", "iptables-restore"):
+        if processes.which(program) is None:
+            raise InputError(f"{program} is not installed: apt-get install iptables")
 
 
 async def check_server(transport: Transport) -> None:

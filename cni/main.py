@@ -19,12 +19,24 @@ from cni.errors import CniError
 MAX_CONFIG_BYTES = 4 << 20
 
 
+HELP = """\
+usage: CNI_COMMAND=ADD CNI_CONTAINERID=… CNI_NETNS=… CNI_IFNAME=… nodelet-cni < configuration
+
+CNI plugin of nodelet: a veth pair to the bridge, addresses, masquerading, host ports. Container runtimes call
+it with the environment and input of the CNI specification 1.1.0, section 2; by hand there are only --help and
+--version.
+"""
+
+
 def main() -> None:
-    """Run the command that the environment names, and exit; `--version` is for people."""
+    """Run the command that the environment names, and exit; `--help` and `--version` are for people."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version  # not worth its time in an executable that lives 20 ms
 
-        print(f"nodelet-cni {version('nodelet')}")
+        print(f"nodelet-cni {version('nodelet')} (CNI {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]})")
         return
     status, output = run(os.environ, sys.stdin.buffer)
     if output:

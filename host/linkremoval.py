@@ -1,8 +1,8 @@
 """Removing a network device without waiting for the kernel to free it.
 
-RTM_DELLINK takes a device out of every table within a millisecond and announces that, but answers only after
-rcu_barrier(), 15-20 ms later (net/core/dev.c, netdev_run_todo). Who only needs the device to be gone waits for
-the announcement; a thread waits for the answer.
+RTM_DELLINK takes a device out of every table within a millisecond and announces that, but answers only
+after rcu_barrier(), 15-20 ms later (net/core/dev.c, netdev_run_todo). Who only needs the device to be gone
+waits for the announcement; a thread waits for the answer.
 """
 
 from __future__ import annotations
@@ -92,12 +92,9 @@ class _Removal:
             if length < _HEADER.size:
                 return False
             payload = data[start + _HEADER.size : start + length]
-            # A port that leaves its bridge is announced with the same type, by the family AF_BRIDGE.
-            if (
-                kind == rtnl.RTM_DELLINK
-                and payload[:1] == b"\0"
-                and rtnl.parse_link(payload).name == self._name
-            ):
+            # A port that leaves its bridge is announced with the same type, but the family AF_BRIDGE.
+            is_removal = kind == rtnl.RTM_DELLINK and payload[:1] == b"\0"
+            if is_removal and rtnl.parse_link(payload).name == self._name:
                 return True
             start += (length + 3) & ~3
         return False

@@ -1,9 +1,9 @@
 """From fork to exec: the life of a container's first process before it is the container's, and of execs.
 
 Order: out of the supervisor's signals, descriptors and dumpability; out-of-memory score; own mount namespace,
-root, pivot; cgroup namespace; "ready" is told and the start message awaited; limits, working directory,
-identity, capabilities, filter, exec. After the pivot nothing is imported, decoded or looked up in NSS: the
-image would answer (CVE-2019-14271). The import system is switched off before.
+root, pivot; cgroup namespace; "ready" is told, the host's root let go of and the start message awaited;
+limits, working directory, identity, capabilities, filter, exec. After the pivot nothing is imported, decoded
+or looked up in NSS: the image would answer (CVE-2019-14271). The import system is switched off before.
 Nothing here returns to the supervisor's code: every way ends in exec or `_exit`.
 """
 
@@ -152,6 +152,9 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
     wire.send_packet(channel, who, masters)
     for fd in masters:
         os.close(fd)
+    # Takes time that the answer to CreateContainer need not wait for; nothing of the image runs before.
+    step.name = "rootfs"
+    rootfs.leave_host()
     if not channel.recv(_MAX_MESSAGE):
         os._exit(FAILED)
     _become(spec, who, step)

@@ -25,18 +25,19 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _IFREQ = struct.Struct("16sH22x")
 
 
-def enter(spec: dict[str, Any], folder: bytes) -> None:
+def enter(spec: dict[str, Any], folder: bytes, *, has_network: bool = False) -> None:
     """Make this process's namespaces the pod's.
 
     Args:
         spec: what `messages.sandbox` writes.
         folder: the sandbox's state folder; shared memory is mounted in its `shm`.
+        has_network: the network namespace of this process is the pod's already.
 
     Raises:
         HostError: what was made on the host (the bind of the network namespace, shared memory) may be there;
             the client removes both.
     """
-    flags = 0 if spec["host_network"] else syscalls.CLONE_NEWNET
+    flags = 0 if spec["host_network"] or has_network else syscalls.CLONE_NEWNET
     flags |= 0 if spec["host_uts"] else syscalls.CLONE_NEWUTS
     flags |= 0 if spec["host_ipc"] else syscalls.CLONE_NEWIPC
     if flags:

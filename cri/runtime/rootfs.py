@@ -277,9 +277,13 @@ def _read_only(root: int, path: bytes) -> None:
 
 
 def enter(root: int) -> None:
-    """Make the root this process's "/" and let go of the host's."""
+    """Make the root this process's "/"; the host's is still mounted over it until `leave_host`."""
     os.fchdir(root)
     syscalls.pivot_root(b".", b".")
+
+
+def leave_host() -> None:
+    """Let go of the host's root, after `enter`. Waits 1-3 ms for an RCU grace period."""
     syscalls.umount(b".", syscalls.MNT_DETACH)
     os.chdir(b"/")
 

@@ -37,9 +37,15 @@ _UCRED = struct.Struct("3i")
 class Supervisor:
     """State of one pod, and the requests about it."""
 
-    def __init__(self, folder: bytes, spec: dict[str, Any]) -> None:
-        """`folder`: the sandbox's state folder; `spec`: what `messages.sandbox` writes."""
-        self._folder, self._spec = folder, spec
+    def __init__(self, folder: bytes, spec: dict[str, Any], *, has_network: bool = False) -> None:
+        """For `run`.
+
+        Args:
+            folder: the sandbox's state folder.
+            spec: what `messages.sandbox` writes.
+            has_network: this process is in the pod's own network namespace already.
+        """
+        self._folder, self._spec, self._has_network = folder, spec, has_network
         self._loop = Loop()
         self._containers: dict[str, Container] = {}
         self._by_pid: dict[int, Container | Execution] = {}
@@ -68,7 +74,7 @@ class Supervisor:
         listener = self._listen()
         connection = self._connect(first)
         try:
-            namespaces.enter(self._spec, self._folder)
+            namespaces.enter(self._spec, self._folder, has_network=self._has_network)
             if self._spec["share_pid"]:
                 self._reaper_pidfd = namespaces.start_reaper(self._spec)
             facts = {"pid": os.getpid(), "start_time": record.start_time(os.getpid())}
@@ -235,7 +241,7 @@ class Supervisor:
         self._loop.stop()
 
 
-def main(folder: bytes, spec: dict[str, Any], first: socket.socket) -> NoReturn:
+def main(folder: bytes, spec: dict[str, Any], first: socket.socket, *, has_network: bool = False) -> NoReturn:
     """Be the supervisor of one pod; called in a child of the spawner that has closed all else."""
     code = 1
     try:
@@ -245,7 +251,7 @@ def main(folder: bytes, spec: dict[str, Any], first: socket.socket) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _redirect(folder)
-        Supervisor(folder, spec).run(first)
+        Supervisor(folder, spec, has_network=has_network).run(first)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -154,6 +154,8 @@ def _become(argv: Sequence[str], env: dict[str, str]) -> NoReturn:
 def logs(lab: Lab, args: argparse.Namespace) -> int:
     """Print one program's log, or all of a machine's, oldest first in each."""
     folder = lab.layout.logs / args.node
+    if not folder.is_dir() and args.node not in cli.RESERVED:
+        nodes.find(lab.layout, args.node)
     found = sorted(folder.glob(f"{args.program or '*'}.log"))
     if not found:
         there = ", ".join(path.stem for path in sorted(folder.glob("*.log"))) or "none"

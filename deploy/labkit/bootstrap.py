@@ -141,6 +141,9 @@ def main(argv: Sequence[str]) -> int:
         sys.path.insert(0, str(CHECKOUT))
         from tests import rings
 
+        if arguments[:1] in (["--help"], ["-h"]):
+            print(rings.USAGE)
+            return 0
         try:
             rings.plan(arguments)
         except rings.UsageError as exc:

@@ -41,7 +41,7 @@ def _count(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """All verbs with their help texts."""
     top = _Parser(
-        prog="lab",
+        prog="deploy/lab",
         description="A Kubernetes cluster on this machine: a control plane and nodelet nodes, each in "
         "namespaces of its own, joined by a switch that has no way out. Installs and builds what is missing.",
         epilog="Settings by environment: NODELET_LAB_NAME, NODELET_LAB_CACHE (default "

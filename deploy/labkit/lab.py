@@ -71,7 +71,8 @@ class Lab:
         found = machines.find(self.records, name)
         if found is None:
             there = ", ".join([SWITCH, CONTROL, *(node.name for node in nodes.known(self.layout))])
-            raise LabError(f"{name} of lab {self.layout.name} is not running; it has {there}; run: lab up")
+            where = f"lab {self.layout.name}"
+            raise LabError(f"{name} of {where} is not running; it has {there}; run: deploy/lab up")
         return found
 
     def api(self, *, keep: bool = False) -> Api:
@@ -115,7 +116,7 @@ class Lab:
             for node in everyone:
                 self._start_node(node)
             images.result()
-            self._apply(["10-rbac.yaml", "20-coredns.yaml"])
+            self._apply(["10-rbac.yaml", "15-node-network.yaml", "20-coredns.yaml"])
         self._wait_nodes(api, everyone)
         if not everyone:
             return

@@ -8,6 +8,7 @@ while waits for an RCU grace period).
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import time
@@ -77,10 +78,7 @@ class Cgroups:
         Raises:
             InputError: the path is the root itself or has a segment that leads elsewhere.
         """
-        segments = [segment for segment in path.split("/") if segment]
-        if not segments or any(segment in (".", "..") or "\0" in segment for segment in segments):
-            raise InputError(f"cgroup path {path!r} is not usable: name a cgroup below the root")
-        return [tree.joinpath(*segments) for tree in self.trees]
+        return list(_folders(self.trees, path))
 
     def exists(self, path: str) -> bool:
         """Whether the cgroup is there in any hierarchy."""
@@ -100,6 +98,8 @@ class Cgroups:
     def _make(self, tree: Path, folder: Path) -> None:
         """From the top down, because v2 enables controllers and v1 fills cpusets level by level."""
         if tree == self._by_controller.get("cpuset"):
+            if _add_cpuset(folder):
+                return
             for parent, child in _steps(tree, folder):
                 _mkdir(child)
                 writes = cpuset.plan_fill_in(reader(parent), reader(child))
@@ -110,7 +110,10 @@ class Cgroups:
                 _mkdir(child)
         else:
             try:
-                os.makedirs(folder, mode=0o755, exist_ok=True)
+                try:
+                    os.mkdir(folder, 0o755)
+                except (FileExistsError, FileNotFoundError):
+                    os.makedirs(folder, mode=0o755, exist_ok=True)
             except OSError as exc:
                 raise from_oserror(exc, f"make cgroup {folder}") from exc
 
@@ -140,10 +143,7 @@ class Cgroups:
 
     def birthplace(self, path: str) -> Path | None:
         """The folder that a process can be born in (clone3(2), CLONE_INTO_CGROUP); None without cgroup2."""
-        for tree, folder in zip(self.trees, self.folders(path), strict=True):
-            if (tree / "cgroup.controllers").exists():
-                return folder
-        return None
+        return self.folders(path)[0] if self.mode != "v1" else None
 
     def tasks_files(self, path: str) -> list[Path]:
         """v1's files that a process of one thread writes "0" to so that it moves itself into the cgroup.
@@ -152,8 +152,8 @@ class Cgroups:
         a thread that moves itself cannot exit or fork meanwhile (kernel/cgroup/cgroup.c,
         cgroup_procs_write_start).
         """
-        pairs = zip(self.trees, self.folders(path), strict=True)
-        return [folder / "tasks" for tree, folder in pairs if not (tree / "cgroup.controllers").exists()]
+        folders = self.folders(path)
+        return [folder / "tasks" for folder in (folders if self.mode == "v1" else folders[1:])]
 
     def attach(self, path: str, pid: int) -> None:
         """Move a process, with its threads, into the cgroup in every hierarchy."""
@@ -162,10 +162,8 @@ class Cgroups:
 
     def kill_file(self, path: str) -> Path | None:
         """The file that kills everything in an existing cgroup when "1" is written; None without cgroup2."""
-        for tree, folder in zip(self.trees, self.folders(path), strict=True):
-            if (tree / "cgroup.controllers").exists():
-                return folder / "cgroup.kill"
-        return None
+        folder = self.birthplace(path)
+        return folder / "cgroup.kill" if folder else None
 
     def oom_file(self, path: str) -> Path | None:
         """The file whose `oom_kill` line counts OOM kills; None without a memory controller."""
@@ -233,6 +231,24 @@ class Cgroups:
             time.sleep(_RETRY_S)
 
 
+@functools.lru_cache(maxsize=256)
+def _folders(trees: tuple[Path, ...], path: str) -> tuple[Path, ...]:
+    segments = [segment for segment in path.split("/") if segment]
+    if not segments or any(segment in (".", "..") or "\0" in segment for segment in segments):
+        raise InputError(f"cgroup path {path!r} is not usable: name a cgroup below the root")
+    return tuple(tree.joinpath(*segments) for tree in trees)
+
+
+def _add_cpuset(folder: Path) -> bool:
+    """Make and fill a cpuset whose parent is there and filled, the usual case; False where it is not."""
+    parent = reader(folder.parent)
+    if not all(parent(name) for name in cpuset.FILES):
+        return False
+    _mkdir(folder)
+    apply(folder, cpuset.plan_fill_in(parent, reader(folder)))
+    return True
+
+
 def _steps(tree: Path, folder: Path) -> list[tuple[Path, Path]]:
     """(parent, child) pairs from the mount down to the folder."""
     chain = [folder, *folder.parents]
@@ -265,6 +281,14 @@ def _subtree(folder: Path) -> list[Path]:
 
 def _rmtree(folder: Path) -> bool:
     """Remove it and what is below, deepest first; False while a process is in one of them."""
+    try:
+        os.rmdir(folder)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as exc:
+        if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise from_oserror(exc, f"remove cgroup {folder}") from exc
     for child in reversed(_subtree(folder)):
         try:
             os.rmdir(child)

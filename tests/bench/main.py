@@ -1,6 +1,7 @@
 """`tests/bench/run NAME [--lab LAB]`: bring up a lab with one nodelet and one stock node, measure, show.
 
 A lab that is up already is used and kept; one that was brought up for the run is taken down after it.
+`runtime` needs no lab: it runs both container runtimes by themselves, in namespaces of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import pods, report
+from tests.bench import pods, report, runtime
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
 BENCHMARKS: dict[str, Benchmark] = {"pods": pods.run}
+WITHOUT_LAB: dict[str, Benchmark] = {"runtime": runtime.run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,19 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tests/bench/run", description="Figures of nodelet and a stock node."
     )
-    parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
+    parser.add_argument("benchmark", choices=sorted({**BENCHMARKS, **WITHOUT_LAB}))
     parser.add_argument("--lab", type=cli.lab_name, default="bench", help="which lab to use or make (bench)")
     args = parser.parse_args(argv)
     progress = Progress()
+    if args.benchmark in WITHOUT_LAB:
+        return _show(lambda: WITHOUT_LAB[args.benchmark](Layout(name=args.lab), say=progress.say))
     lab = Lab(Layout(name=args.lab), progress)
     ours_before = bool(nodes.known(lab.layout))
     try:
         with lab.locked():
             lab.up(count=1, app=False)
             lab.add_node(STOCK, stock=True)
-        figures = BENCHMARKS[args.benchmark](lab, ours=OURS, stock=STOCK, say=progress.say)
-        for figure in figures:
-            print(report.line(figure), flush=True)
+        return _show(lambda: BENCHMARKS[args.benchmark](lab, ours=OURS, stock=STOCK, say=progress.say))
     except LabError as exc:
         print(f"tests/bench/run: {exc}", file=sys.stderr)
         return 1
@@ -46,6 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not ours_before:
             with lab.locked():
                 lab.down()
+
+
+def _show(measure: Callable[[], list[report.Figure]]) -> int:
+    """Measure and print; the exit status."""
+    try:
+        for figure in measure():
+            print(report.line(figure), flush=True)
+    except LabError as exc:
+        print(f"tests/bench/run: {exc}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -20,6 +20,7 @@ import grpc
 
 from cni.config import render_conflist
 from deploy.labkit import stocknode, versions
+from deploy.labkit.errors import LabError
 from deploy.labkit.images import Entry, build_image
 from deploy.labkit.layout import Layout, Node
 from proto.cri import runtime_pb2 as pb
@@ -108,7 +109,7 @@ def _launch(
     except grpc.RpcError:
         started.stop()
         words = (folder / "daemon.log").read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{name} does not answer: {words}") from None
+        raise LabError(f"{name} does not answer: {words}") from None
     return started
 
 

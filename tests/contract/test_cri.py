@@ -4,33 +4,20 @@ nodelet-cri."""
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import crinode
 import pytest
+from fake_cri import FakeCri, Program
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "root")]
-
-import crinode  # noqa: E402
-from fake_cri import FakeCri, Program  # noqa: E402
-
-from agent.pods import facts  # noqa: E402
-from agent.pods.facts import State  # noqa: E402
-from agent.pods.runtime import Runtime, RuntimeFailure, RuntimeNotFound  # noqa: E402
-from host.clocks import SystemClock  # noqa: E402
-from proto.cri import runtime_pb2 as pb  # noqa: E402
-
-_module = importlib.util.spec_from_file_location("root_conftest", HERE.parent / "root" / "conftest.py")
-assert _module is not None and _module.loader is not None
-_root = importlib.util.module_from_spec(_module)
-_module.loader.exec_module(_root)
-throw_away_namespaces = _root.throw_away_namespaces
-daemon = crinode.daemon
+from agent.pods import facts
+from agent.pods.facts import State
+from agent.pods.runtime import Runtime, RuntimeFailure, RuntimeNotFound
+from host.clocks import SystemClock
+from proto.cri import runtime_pb2 as pb
 
 _UIDS = itertools.count(1)
 STUBBORN = "trap '' TERM; while :; do sleep 1; done"

@@ -1,43 +1,11 @@
-"""Every test process leaves the machine's network and mount namespaces before its first test.
+"""Every test of this ring runs outside the machine's network and mount namespaces."""
 
-What a test makes is therefore gone with the process, and nothing it does reaches the machine's own devices,
-addresses, routes and rules.
-"""
-
-from __future__ import annotations
-
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
+import isolation
 import pytest
 
-from host import netns, rtnl, syscalls
-from host.netlink import Netlink
+throw_away_namespaces, new_netns = isolation.throw_away_namespaces, isolation.new_netns
 
 
 @pytest.fixture(scope="session", autouse=True)
-def throw_away_namespaces() -> None:
-    """New network and mount namespaces for this process, with loopback up."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
-    syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
-    with Netlink() as netlink:
-        netlink.execute(rtnl.set_link("lo", up=True))
-
-
-@pytest.fixture
-def new_netns(tmp_path: Path) -> Iterator[netns.NetnsRef]:
-    """A function that makes a fresh network namespace by name and returns its path; removed afterwards."""
-    made: list[Path] = []
-
-    def make(name: str) -> Path:
-        path = tmp_path / "netns" / name
-        netns.create(path)
-        made.append(path)
-        return path
-
-    yield make  # type: ignore[misc]
-    for path in made:
-        netns.delete(path)
+def isolated(throw_away_namespaces: None) -> None:
+    """Before the first test, whether it asks or not."""

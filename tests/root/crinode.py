@@ -22,12 +22,10 @@ import pytest
 from grpc import aio
 
 from cni.config import render_conflist
+from deploy.labkit.images import Entry, build_image
 from host.cgroups import Cgroups
 from proto.cri import runtime_pb2 as pb
 from proto.cri.runtime_pb2_grpc import ImageServiceStub, RuntimeServiceStub
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # deploy is not one of the installed packages
-from deploy.labkit.images import Entry, build_image
 
 BUSYBOX = "registry.test/busybox:1"
 VOLUMES = "registry.test/volumes:1"

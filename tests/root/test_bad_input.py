@@ -233,6 +233,17 @@ def test_a_kernel_without_overlay(tmp_path):
     assert left(tmp_path) == before
 
 
+def test_a_machine_without_iptables(tmp_path):
+    script = (
+        "mount -t tmpfs run /run; mkdir /run/upper /run/work\n"
+        "mount -t overlay -o lowerdir=/usr/sbin,upperdir=/run/upper,workdir=/run/work none /usr/sbin\n"
+        "rm /usr/sbin/*tables*"
+    )
+    line = said(*alone(tmp_path), first=script)
+    assert "iptables is not installed" in line
+    assert left(tmp_path) == {"manifests"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

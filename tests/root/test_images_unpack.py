@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
 from images_kit import FakeRegistry, archive, image, member, opened_store, pax, serving
 
 from cri.images.errors import StoreFull

@@ -7,7 +7,6 @@ Only the API, the probes' targets and the volumes are fakes; times are real and 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,14 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 from crinode import BUSYBOX, CriNode, daemon, node
+from podkit import Node, make_pod
 
 from agent.pods.runtime import Runtime
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
-from podkit import Node, make_pod
 
 __all__ = ["daemon", "node"]
 

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import struct
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from cri.images.apply import Applied, Applier
 from cri.images.rootdir import RootDir
 from cri.images.store import ImageStore
 from cri.images.tarstream import TarStream
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # deploy/ is part of the checkout, not of the package
 
 HOST = "registry.test"
 REF = f"{HOST}/team/app:1"

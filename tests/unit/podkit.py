@@ -6,7 +6,6 @@ Address conventions: sandboxes get 10.0.0.<n>, the node is 192.0.2.1, cluster DN
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from fake_cri import FakeCri, Program
 
 from agent.api import errors
 from agent.api.structs import ConfigMap, Pod, Secret, Service
@@ -26,10 +26,6 @@ from agent.resources.pod_cgroups import PodCgroups
 from agent.volumes.base import Mount, PreparedVolume, VolumeError
 from host.cgroups import Resources
 from host.clocks import FakeClock, settle
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-
-from fake_cri import FakeCri, Program
 
 __all__ = ["FakeCri", "Node", "Program", "deleted", "make_pod", "running", "settle"]
 

@@ -1,11 +1,8 @@
 """The lab's pure parts: names, places, go.mod texts, argument errors, what its runners say."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deploy.labkit import cli, gobuild, leaks, nodes, stocknode, versions
 from deploy.labkit.layout import Layout, Node

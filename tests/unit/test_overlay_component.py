@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from fake_kernel import FakeKernel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,10 +17,8 @@ from agent.overlay.component import Overlay
 from agent.overlay.settings import OverlaySettings
 from cni import vxlan
 from cni.config import NO_POD_CIDR
-from cni.vxlan import Arp, Entries, Fdb
 from host.clocks import FakeClock, settle
-from host.errors import InputError, NotFound
-from host.rtnl import Link
+from host.errors import InputError
 
 SETTINGS = OverlaySettings(conf_dir="", masquerade=False, rules_recheck_seconds=float("inf"))
 
@@ -98,46 +97,6 @@ def test_direct_peers():
     assert found.mac != "", "a peer of another subnet goes through the tunnel"
 
 
-class FakeKernel:
-    """State, not-found and replacement, as the kernel has them; no netlink."""
-
-    def __init__(self):
-        self.device = None
-        self.tables = Entries()
-        self.batches = []
-
-    def underlay(self, host):
-        if str(host) != "192.0.2.1":
-            raise NotFound(2, f"find the device of node IP {host}")
-        return Link(2, "eth0", "", "02:ff:00:00:00:01", 1500, True, 0), ipaddress.ip_interface("192.0.2.1/24")
-
-    def find_link(self, name):
-        return self.device if self.device and self.device.name == name else None
-
-    def ensure_device(self, wanted):
-        if self.device is None:
-            self.tables = Entries()  # the kernel drops all entries of a device along with it
-            self.device = Link(7, wanted.name, "vxlan", wanted.mac, wanted.mtu, True, 0)
-        return self.device, ""
-
-    def delete_device(self, name):
-        self.device = None
-
-    def entries(self, device):
-        return self.tables
-
-    def apply(self, ops, *, device):
-        self.batches.append(list(ops))
-        arps, fdbs, routes = (
-            set(table) for table in (self.tables.arps, self.tables.fdbs, self.tables.routes)
-        )
-        for op in ops:
-            table = arps if isinstance(op.entry, Arp) else fdbs if isinstance(op.entry, Fdb) else routes
-            (table.discard if op.remove else table.add)(op.entry)
-        self.tables = Entries(frozenset(arps), frozenset(fdbs), frozenset(routes))
-        return []
-
-
 class Bench:
     """A running overlay of node1 and what it did."""
 
@@ -191,7 +150,7 @@ async def test_deleted_device_is_back_at_the_next_recheck(bench):
     bench.overlay.update({"node1": node(1), "node2": node(2)})
     await bench.until(lambda: bench.overlay.status == "")
     before, entries = bench.kernel.device.mac, bench.kernel.tables
-    bench.kernel.device = None
+    bench.kernel.delete_device("flannel.1")
     await bench.clock.advance(SETTINGS.recheck_seconds)
     await bench.until(lambda: bench.kernel.device is not None and bench.kernel.tables == entries)
     assert bench.kernel.device.mac == before

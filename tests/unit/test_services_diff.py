@@ -5,62 +5,19 @@ from __future__ import annotations
 import random
 
 import pytest
+from service_kit import STEPS, Services, by_key, comparable, service
 from service_oracle import BUILT_IN, FakeIptables
 
 from agent.services import diff, rules
 from agent.services.iptables import IptablesBackEnd
-from agent.services.picture import Endpoint, NodeFacts, VirtualPort, VirtualService, choose
 from agent.services.rules import Settings
 from host.errors import HostError
-
-NODE = NodeFacts(name="n1")
-Services = dict[str, VirtualService]
-
-
-def service(number: int, *lasts: int, node_port: int = 0, affinity: int = 0) -> VirtualService:
-    endpoints = tuple(Endpoint(f"10.1.{number}.{last}", 8080, local=True) for last in lasts)
-    port = VirtualPort(
-        name=f"ns/s{number}",
-        protocol="tcp",
-        cluster_ip=f"10.96.0.{number}",
-        port=80,
-        node_port=node_port,
-        affinity_seconds=affinity,
-    )
-    return VirtualService(f"ns/s{number}", (choose(port, endpoints, NODE),))
-
-
-def by_key(*services: VirtualService) -> Services:
-    return {one.key: one for one in services}
 
 
 async def fresh(services: Services) -> FakeIptables:
     fake = FakeIptables()
     await IptablesBackEnd(Settings(), port=fake).sync(services, [])
     return fake
-
-
-def comparable(fake: FakeIptables) -> object:
-    """Tables with the shared chains as sets, but for the last rule of KUBE-SERVICES, whose place matters."""
-    result = {}
-    for table, chains in fake.tables.items():
-        for chain, body in chains.items():
-            shared = chain in rules.SHARED_CHAINS.get(table, ())
-            last = body[-1:] if (table, chain) == ("nat", rules.SERVICES) else []
-            result[table, chain] = (sorted(body), last) if shared else body
-    return result
-
-
-STEPS: list[Services] = [
-    {},
-    by_key(service(1, 1, 2, 3)),
-    by_key(service(1, 1, 2)),
-    by_key(service(1)),
-    by_key(service(1, 9, node_port=30001), service(2, 1)),
-    by_key(service(2, 1, 2, affinity=60)),
-    by_key(service(1, 9), service(2, 2, affinity=60)),
-    {},
-]
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
@@ -71,7 +28,7 @@ async def test_partial_syncs_end_where_a_fresh_one_does(limit: int | None) -> No
     for index, wanted in enumerate(STEPS):
         done = await back_end.sync(wanted, [*known, *wanted])
         assert done.full == (index == 0)
-        assert comparable(fake) == comparable(await fresh(wanted)), f"step {index}"
+        assert comparable(fake.tables) == comparable((await fresh(wanted)).tables), f"step {index}"
         known = wanted
     assert fake.saves == 1
 
@@ -81,7 +38,7 @@ async def test_partial_syncs_end_where_a_fresh_one_does(limit: int | None) -> No
 async def test_a_full_sync_repairs_anything(start: int, end: int) -> None:
     fake = await fresh(STEPS[start])
     await IptablesBackEnd(Settings(), port=fake).sync(STEPS[end], [])
-    assert comparable(fake) == comparable(await fresh(STEPS[end]))
+    assert comparable(fake.tables) == comparable((await fresh(STEPS[end])).tables)
 
 
 async def test_a_full_sync_repairs_damage_and_leaves_strangers_alone() -> None:
@@ -116,7 +73,7 @@ async def test_a_full_sync_repairs_damage_and_leaves_strangers_alone() -> None:
             for built_in in chains:
                 assert set(fake.tables[name][built_in]) == set(expected.tables[name][built_in])
                 fake.tables[name][built_in] = expected.tables[name][built_in]
-        assert comparable(fake) == comparable(expected), (table, chain, damage)
+        assert comparable(fake.tables) == comparable(expected.tables), (table, chain, damage)
 
 
 async def test_nothing_to_do_writes_nothing() -> None:
@@ -151,7 +108,7 @@ async def test_after_a_failure_the_next_sync_is_full() -> None:
     with pytest.raises(HostError):
         await back_end.sync(STEPS[4], list(STEPS[4]))
     assert (await back_end.sync(STEPS[4], [])).full
-    assert comparable(fake) == comparable(await fresh(STEPS[4]))
+    assert comparable(fake.tables) == comparable((await fresh(STEPS[4])).tables)
 
 
 async def test_drift_is_noticed() -> None:
