@@ -310,6 +310,9 @@ class Agent:
             return
         known: Mapping[str, Node] = self._nodes.store
         self.overlay.update(startup.with_fallback_range(known, self._settings))
+        own = known.get(self._settings.node_name)
+        if own is not None and self._proxy is not None:
+            self._proxy.set_node(startup.proxy_facts(own))
 
     def _known_services(self) -> Sequence[Service] | None:
         if self._services is None:

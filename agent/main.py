@@ -176,6 +176,7 @@ async def _node_ips(settings: Settings) -> tuple[str, ...]:
     log = logging.getLogger(__name__)
     options = settings.options
     server = load(Path(options.kubeconfig)).server if not options.standalone else "https://192.0.2.1"
+    said = ""
     while True:
         try:
             ips = addresses.node_ips(options.node_ips, server=server)
@@ -183,7 +184,9 @@ async def _node_ips(settings: Settings) -> tuple[str, ...]:
         except OSError as exc:
             if options.standalone:
                 return ("127.0.0.1",)
-            log.warning("no route to the API server yet server=%s error=%s", server, exc)
+            if str(exc) != said:
+                said = str(exc)
+                log.warning("no route to the API server yet server=%s error=%s", server, exc)
             await asyncio.sleep(2.0)
     hint = addresses.warning(ips, options.node_ips)
     if hint:

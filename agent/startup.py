@@ -77,6 +77,7 @@ def node_plan(settings: Settings) -> NodePlan:
 LONE_POD_CIDR = "10.244.0.0/24"
 """Pod range of a node without an API, where none is configured: the first of flannel's default network."""
 LONE_MTU = 1500
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 def overlay_settings(settings: Settings, *, ips: Sequence[str] = ()) -> OverlaySettings:
@@ -168,6 +169,11 @@ class NoSources:
 
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         raise InputError("service account tokens need an API server, this node stands alone")
+
+
+def proxy_facts(node: Node) -> ProxyFacts:
+    """What the service rules need to know of our Node object."""
+    return ProxyFacts(name=node.metadata.name, zone=node.metadata.labels.get(ZONE_LABEL, ""))
 
 
 def service_proxy(

@@ -111,11 +111,10 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from host.files import read_input
+
     try:
-        with path.open("rb") as file:
-            content = yaml.safe_load(file.read(_MAX_CONFIG_BYTES))
-    except OSError as exc:
-        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+        content = yaml.safe_load(read_input(path, limit=_MAX_CONFIG_BYTES))
     except (yaml.YAMLError, RecursionError) as exc:
         raise InputError(f"{path} is not YAML: {str(exc).splitlines()[0]}") from exc
     if content is None:

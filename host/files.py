@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from host.errors import Busy, HostError, from_oserror
+from host.errors import Busy, HostError, InputError, from_oserror
 
 MAX_RECORD_BYTES = 16 << 20
 
@@ -28,6 +28,27 @@ class CorruptRecord(HostError):
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(errno.EBADMSG, f"record {path}", detail)
+
+
+def read_input(path: Path, *, limit: int, noun: str = "") -> bytes:
+    """A file that somebody wrote for us, whole.
+
+    Args:
+        limit: bytes it may have.
+        noun: what it is, for messages: "kubeconfig".
+
+    Raises:
+        InputError: it cannot be read, or is larger; the message names it.
+    """
+    named = f"{noun} {path}".lstrip()
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as exc:
+        raise InputError(f"{named} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+    if len(raw) > limit:
+        raise InputError(f"{named} is larger than {limit} bytes")
+    return raw
 
 
 def write_atomic(path: Path | str, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:

@@ -19,6 +19,8 @@ Source: https://github.com/kubernetes/community, api-conventions.md, "Response S
 
 from __future__ import annotations
 
+import logging
+
 from agent.api.meta import Status
 
 
@@ -74,6 +76,13 @@ class AlreadyExists(Conflict):
 
 class Gone(Permanent):
     """The resourceVersion or continue token has expired."""
+
+
+def log_level(exc: ApiError) -> int:
+    """How loudly a caller that tries again says so: an API server that is away is the transport's to tell,
+    once, and not every caller's at every try."""
+    silent = isinstance(exc, Unreachable) and exc.reason != "BadCertificate"
+    return logging.DEBUG if silent else logging.WARNING
 
 
 _BY_STATUS: dict[int, type[Permanent]] = {

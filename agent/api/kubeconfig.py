@@ -19,7 +19,9 @@ import yaml
 
 from agent.api import yamldoc
 from host.errors import InputError
+from host.files import read_input
 
+MAX_BYTES = 1 << 20
 _UNSUPPORTED_USER = ("exec", "auth-provider", "username", "password", "as", "as-groups", "as-user-extra")
 
 
@@ -56,10 +58,7 @@ def load(path: Path) -> Access:
     Raises:
         InputError: the file cannot be read or lacks something; the message names file, field and fix.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise InputError(f"kubeconfig {path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+    raw = read_input(path, limit=MAX_BYTES, noun="kubeconfig")
     document = yamldoc.load(raw, where=f"kubeconfig {path}")
     if not isinstance(document, dict) or document.get("kind") != "Config":
         raise InputError(f"kubeconfig {path} is not a kubeconfig (kind: Config is missing)")

@@ -93,6 +93,7 @@ class HttpTransport:
         self._access = access
         self._checked = time.monotonic()
         self._signature = self._sign()
+        self._away_since: float | None = None
         self._tls = tls_context(access)
         if access.insecure:
             log.warning("TLS verification is off kubeconfig=%s field=insecure-skip-tls-verify", access.source)
@@ -129,6 +130,7 @@ class HttpTransport:
                 server_hostname=self._access.tls_server_name or None,
                 allow_redirects=False,
             ) as response:
+                self._found()
                 raw = await response.read()
                 if response.status >= 300:
                     raise _failure(response, raw, what)
@@ -149,6 +151,7 @@ class HttpTransport:
                 server_hostname=self._access.tls_server_name or None,
                 allow_redirects=False,
             ) as response:
+                self._found()
                 if response.status >= 300:
                     raise _failure(response, await response.read(), what)
                 pending = b""
@@ -205,12 +208,26 @@ class HttpTransport:
             text = f"{server} shows a certificate that does not pass the check with {origin}: {fault}"
             raise errors.Unreachable(text, reason="BadCertificate") from exc
         except TimeoutError as exc:
-            raise errors.Unreachable(f"{what}: {server} did not answer in time") from exc
+            raise self._lost(f"{what}: {server} did not answer in time") from exc
         except aiohttp.ClientConnectorError as exc:
-            raise errors.Unreachable(f"{what}: cannot connect to {server}: {exc.os_error}") from exc
+            reason = (exc.os_error.strerror or str(exc.os_error)).lower()
+            raise self._lost(f"{what}: cannot connect to {server}: {reason}") from exc
         except (aiohttp.ClientError, OSError) as exc:
             detail = str(exc) or type(exc).__name__
-            raise errors.Unreachable(f"{what}: connection to {server} broke: {detail}") from exc
+            raise self._lost(f"{what}: connection to {server} broke: {detail}") from exc
+
+    def _lost(self, text: str) -> errors.Unreachable:
+        """The error for a request without an answer; the first one in a row is logged."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning("API server does not answer, trying on error=%s", text)
+        return errors.Unreachable(text)
+
+    def _found(self) -> None:
+        if self._away_since is not None:
+            away = time.monotonic() - self._away_since
+            self._away_since = None
+            log.info("API server answers again server=%s after=%.1fs", self._access.server, away)
 
 
 def _failure(response: aiohttp.ClientResponse, raw: bytes, what: str) -> errors.ApiError:

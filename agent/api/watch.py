@@ -191,8 +191,13 @@ async def watch_forever(client: ApiClient, selection: Selection[T]) -> AsyncGene
             log.info("watch expired, listing again path=%s", selection.path)
         except errors.ApiError as exc:
             delay = getattr(exc, "delay", 0.0)
-            level = logging.INFO if attempt == 0 else logging.WARNING
-            log.log(level, "watch failed path=%s attempt=%d error=%s", selection.path, attempt + 1, exc)
+            log.log(
+                errors.log_level(exc),
+                "watch failed path=%s attempt=%d error=%s",
+                selection.path,
+                attempt + 1,
+                exc,
+            )
         if client.clock.monotonic() - began > LAST_DELAY:
             attempt = 0  # it worked for a while, so this is a new trouble
         await client.clock.sleep(max(delay, backoff(attempt)))

@@ -20,6 +20,7 @@ from agent.config.flags import Options
 from agent.config.kubelet import KubeletConfiguration
 from agent.config.nodelet import NodeletConfiguration
 from host.errors import InputError
+from host.files import read_input
 
 MAX_FILE = 1 << 20
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -99,14 +100,7 @@ def node_name(override: str) -> str:
 
 def read_document(path: Path, api_version: str, kind: str) -> dict[str, Any]:
     """A YAML or JSON file that says it is of this kind."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE + 1)
-    except OSError as exc:
-        raise InputError(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
-    if len(raw) > MAX_FILE:
-        raise InputError(f"{path} is larger than {MAX_FILE} bytes")
-    document = yamldoc.load(raw, where=str(path))
+    document = yamldoc.load(read_input(path, limit=MAX_FILE), where=str(path))
     if not isinstance(document, dict):
         raise InputError(f"{path} must be a map with apiVersion {api_version} and kind {kind}")
     found = (document.get("apiVersion"), document.get("kind"))

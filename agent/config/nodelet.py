@@ -80,7 +80,7 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
     if config.api_version != API_VERSION or config.kind != KIND:
         raise InputError(f"{where}: expected apiVersion {API_VERSION}, kind {KIND}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
-    _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "nftables", "ipvs", "none"))
+    _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
     for name, text in (("clusterCIDR", config.cluster_cidr), ("podCIDR", config.pod_cidr)):
         for part in filter(None, text.split(",")):
             try:

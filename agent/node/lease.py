@@ -48,7 +48,7 @@ class LeaseKeeper:
                 delay = 0.0
             except errors.ApiError as exc:
                 delay = min(LAST_RETRY, delay * 2 or FIRST_RETRY)
-                log.warning("lease not renewed node=%s error=%s", self._name, exc)
+                log.log(errors.log_level(exc), "lease not renewed node=%s error=%s", self._name, exc)
             await self._clock.sleep(delay or self._duration / 4)
 
     async def renew(self) -> None:

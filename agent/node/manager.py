@@ -126,7 +126,8 @@ class NodeManager:
                 await self._register()
                 self.registered.set()
             except errors.ApiError as exc:
-                log.warning("node not registered node=%s error=%s", self.plan.name, exc)
+                level = errors.log_level(exc)
+                log.log(level, "node not registered node=%s error=%s", self.plan.name, exc)
                 await self._clock.sleep(backoff(attempt))
                 attempt += 1
         self._events.record(
@@ -173,7 +174,8 @@ class NodeManager:
                     self._posted = None
                     await self._register_again()
                 except errors.ApiError as exc:
-                    log.warning("node status not posted node=%s error=%s", self.plan.name, exc)
+                    level = errors.log_level(exc)
+                    log.log(level, "node status not posted node=%s error=%s", self.plan.name, exc)
                     pause = min(pause, backoff(failures))
                     failures += 1
             await self._pause(pause)

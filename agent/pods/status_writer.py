@@ -161,7 +161,7 @@ class StatusWriter:
                     if _is_gone(exc, failures):
                         entry.written, entry.delete = entry.wanted, False
                         return
-                    level = logging.INFO if isinstance(exc, errors.Temporary) else logging.WARNING
+                    level = errors.log_level(exc)
                     log.log(level, "status not written pod=%s error=%s", entry.target.metadata.name, exc)
                     pause = retry_delay(failures, first=0.25, maximum=10.0)
                     await self._clock.sleep(max(pause, getattr(exc, "delay", 0.0)))

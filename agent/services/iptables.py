@@ -57,8 +57,14 @@ class HostIptables:
 
     async def batch_limit(self) -> int | None:
         # The legacy back end reads and writes a whole table each time: there, one transaction is best.
-        kind = (await asyncio.to_thread(iptables.back_end)).kind
-        return diff.BATCH if kind == "nft" else None
+        found = await asyncio.to_thread(iptables.back_end)
+        if found.other_rules:
+            _log.warning(
+                "two sets of rules judge each packet: iptables is %s, and its other back end has %d rules",
+                found.version,
+                found.other_rules,
+            )
+        return diff.BATCH if found.kind == "nft" else None
 
 
 @dataclass(frozen=True)

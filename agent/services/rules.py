@@ -75,7 +75,7 @@ class Settings:
         return f"-s {self.local_cidr}" if self.local_cidr else ""
 
     def not_local(self, destination: str) -> str:
-        """The match for traffic to a destination, but not from this node's pods, as iptables-save orders it."""
+        """The match for traffic to a destination but not from this node's pods, in iptables-save's order."""
         if self.local_interface:
             return f"-d {destination} ! -i {self.local_interface}"
         return f"! -s {self.local_cidr} -d {destination}"

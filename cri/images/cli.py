@@ -38,17 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="nodelet-cri image", description="look after container images")
+    _add_places(parser, endpoint=SOCKET, root=_ROOT)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text)
+        _add_places(added, endpoint=argparse.SUPPRESS, root=argparse.SUPPRESS)  # before the verb or after it
         added.set_defaults(run=run)
-        if run in (_import, _export):
-            added.add_argument(
-                "--root", type=Path, default=_ROOT, help=f"the daemon's --root (default {_ROOT})"
-            )
-        else:
-            added.add_argument("--endpoint", default=SOCKET, help=f"CRI socket (default {SOCKET})")
         return added
 
     verb("ls", "list images", _ls)
@@ -62,6 +58,11 @@ def _parser() -> Parser:
     save.add_argument("image")
     save.add_argument("file", type=Path, help="must not exist yet")
     return parser
+
+
+def _add_places(parser: argparse.ArgumentParser, *, endpoint: str, root: Path | str) -> None:
+    parser.add_argument("--endpoint", default=endpoint, help=f"CRI socket ({SOCKET})")
+    parser.add_argument("--root", type=Path, default=root, help=f"the daemon's --root ({_ROOT})")
 
 
 def _ls(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import signal
 import socket
 
 from cri.runtime import supervisor, wire
+from cri.runtime.rehearsal import rehearse
 from host import syscalls
 
 TYPE_CHECKING = False
@@ -43,6 +44,7 @@ def main(fd: int) -> None:
     syscalls.close_range(_SOCKET + 1)
     sock = socket.socket(fileno=_SOCKET)
     frames = wire.Frames()
+    rehearse()
     gc.collect()
     gc.freeze()
     poll = select.poll()

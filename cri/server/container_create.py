@@ -31,6 +31,9 @@ from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+DELETE_LAYER = "delete layer"
+"""First word of the key of a deletion that is under way; the sandbox's and the container's id follow."""
+
 
 async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
     """Make a container in a ready sandbox; the same name and attempt again gives the same container.
@@ -228,4 +231,5 @@ async def undo_container(core: Core, container: Container) -> None:
     for image_id in (container.record.image_id, *container.record.volume_images):
         core.images.release(image_id, container.id)
     core.store.drop_container(container.id)
-    core.joined.begin(("delete layer", container.id), lambda: asyncio.to_thread(delete_folder, data))
+    key = (DELETE_LAYER, container.record.sandbox_id, container.id)
+    core.joined.begin(key, lambda: asyncio.to_thread(delete_folder, data))

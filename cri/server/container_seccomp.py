@@ -9,6 +9,7 @@ from pathlib import Path
 from cri.runtime import seccomp
 from cri.runtime.security import capabilities
 from host.errors import InputError
+from host.files import read_input
 from proto.cri import runtime_pb2 as pb
 
 _MAX_PROFILE_BYTES = 4 << 20
@@ -51,11 +52,4 @@ def read_profile(name: str, root: Path) -> bytes:
     path = root.joinpath(*parts)
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"seccomp profile {path} leads out of {root}")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_PROFILE_BYTES + 1)
-    except OSError as exc:
-        raise InputError(f"cannot read seccomp profile {path}: {exc.strerror}") from exc
-    if len(raw) > _MAX_PROFILE_BYTES:
-        raise InputError(f"seccomp profile {path} is larger than {_MAX_PROFILE_BYTES} bytes")
-    return raw
+    return read_input(path, limit=_MAX_PROFILE_BYTES, noun="seccomp profile")

@@ -59,10 +59,10 @@ class Joined:
         if not task.cancelled():
             task.exception()  # marks it as seen: the caller may have gone
 
-    async def settle(self) -> None:
-        """Wait until nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks.values()))
+    async def settle(self, *key: str) -> None:
+        """Wait until nothing is under way whose key begins with these words; without any, nothing at all."""
+        while tasks := [task for name, task in self._tasks.items() if name[: len(key)] == key]:
+            await asyncio.wait(tasks)
 
 
 async def _as_coroutine(work: Awaitable[T]) -> T:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from cri.server.container_create import DELETE_LAYER
 from cri.server.container_events import tell
 from cri.server.container_remove import remove
 from cri.server.core import Core
@@ -30,5 +31,6 @@ async def remove_sandbox(core: Core, sandbox: Sandbox) -> None:
         await remove(core, container)
     async with sandbox.lock:
         await core.runtime.remove_sandbox(sandbox.id)
+        await core.joined.settle(DELETE_LAYER, sandbox.id)
         tell(core, pb.CONTAINER_DELETED_EVENT, sandbox.id, sandbox.id)
         core.store.drop_sandbox(sandbox.id)

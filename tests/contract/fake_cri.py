@@ -186,6 +186,7 @@ class FakeCri:
         if box is None or not box.fact.ready:
             raise RuntimeFailure(grpc.StatusCode.UNKNOWN, f"sandbox {sandbox_id} is not ready")
         key = f"con{next(self._ids)}"
+        image = self._image(config.image.image)
         fact = facts.ContainerFact(
             id=key,
             name=config.labels[facts.LABEL_CONTAINER_NAME],
@@ -194,7 +195,7 @@ class FakeCri:
             created_at=self.clock.now(),
             image=config.image.user_specified_image,
             image_ref=config.image.image,
-            image_id=config.image.image,
+            image_id=image.id if image else config.image.image,
             hash=config.annotations[facts.ANNOTATION_HASH],
             restart_count=int(config.annotations[facts.ANNOTATION_RESTARTS]),
             log_path=f"{sandbox_config.log_directory}/{config.log_path}",
@@ -262,7 +263,11 @@ class FakeCri:
                 grpc.StatusCode.FAILED_PRECONDITION, f"container {container_id} is not running"
             )
         if line.startswith("sleep "):
-            await self.clock.sleep(float(command[1]))
+            await self.clock.sleep(min(float(command[1]), timeout or float("inf")))
+            if 0 < timeout < float(command[1]):
+                raise RuntimeFailure(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, f"command took longer than {timeout} s"
+                )
         return self.hooks.get(line, ExecResult(exit_code=0, stdout=b"", stderr=b""))
 
     def _find(self, container_id: str) -> _Container:
@@ -279,6 +284,9 @@ class FakeCri:
 
     async def image(self, ref: str) -> ImageFact | None:
         await self._enter("image", ref)
+        return self._image(ref)
+
+    def _image(self, ref: str) -> ImageFact | None:
         return self.images.get(ref) or next((i for i in self.images.values() if i.id == ref), None)
 
     async def pull(

@@ -1,9 +1,11 @@
 """Every test of this ring runs outside the machine's network and mount namespaces."""
 
+import crinode
 import isolation
 import pytest
 
 throw_away_namespaces, new_netns = isolation.throw_away_namespaces, isolation.new_netns
+daemon, node = crinode.daemon, crinode.node
 
 
 @pytest.fixture(scope="session", autouse=True)

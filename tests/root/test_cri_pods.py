@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import grpc
 import pytest
-from crinode import VOLUMES, CriNode, daemon, node
+from crinode import VOLUMES, CriNode
 
+from host import processes
 from proto.cri import runtime_pb2 as pb
-
-__all__ = ["daemon", "node"]
 
 
 async def refused(call) -> tuple[grpc.StatusCode, str]:
@@ -283,9 +281,18 @@ async def test_the_stop_signal_of_the_pod_is_used(node: CriNode):
     assert (await node.status(container)).exit_code == 33
 
 
-def test_a_second_daemon_on_the_same_state_is_refused(daemon: CriNode):
-    argv = [sys.executable, "-m", "cri.main", *daemon.arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ([], "another program listens on"),
+        (["--listen=unix://{folder}/other.sock"], "another nodelet-cri uses"),
+    ],
+    ids=["socket", "state"],
+)
+async def test_a_second_daemon_on_the_same_files_is_refused(node: CriNode, change: list[str], words: str):
+    extra = [flag.format(folder=node.folder) for flag in change]
+    argv = [sys.executable, "-m", "cri.main", *node.arguments, *extra]
+    done = await processes.run_async(argv, timeout=20, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("nodelet-cri: another nodelet-cri uses")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.decode().startswith(f"nodelet-cri: {words} ")
+    assert done.stderr.count(b"\n") == 1

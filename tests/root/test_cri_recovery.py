@@ -8,11 +8,22 @@ import os
 import signal
 from pathlib import Path
 
-from crinode import CriNode, daemon, node
+from crinode import CriNode
 
 from proto.cri import runtime_pb2 as pb
 
-__all__ = ["daemon", "node"]
+
+async def pid_of(node: CriNode, container: str) -> int:
+    """The container's first process, as this machine counts."""
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    return json.loads((await node.runtime.ContainerStatus(request)).info["info"])["pid"]
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process has ended and its parent knows."""
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
 
 
 async def test_containers_live_through_kill_9(node: CriNode):
@@ -39,9 +50,10 @@ async def test_containers_live_through_kill_9(node: CriNode):
 
 async def test_an_exit_in_the_gap_is_reported(node: CriNode):
     _, container, config = await node.launch("sh", "-c", "echo begin; sleep 0.3; echo end; exit 42")
+    pid = await pid_of(node, container)
     await node.disconnect()
     node.kill(signal.SIGKILL)
-    await asyncio.sleep(0.8)
+    await gone(pid)
     node.launch_daemon()
     await node.connect()
     status = await node.status(container)
@@ -85,7 +97,7 @@ async def test_a_supervisor_lost_while_the_daemon_was_away(node: CriNode):
     await node.disconnect()
     node.kill(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    await asyncio.sleep(0.2)
+    await gone(pid)
     node.launch_daemon()
     await node.connect()
     status = await node.status(container)

@@ -10,14 +10,12 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from crinode import CriNode, daemon, node
+from crinode import CriNode
 from spdyclient import SpdyClient
 from wsclient import Stream, request
 
 from host import netns
 from proto.cri import runtime_pb2 as pb
-
-__all__ = ["daemon", "node"]
 
 UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {}\r\n"
 

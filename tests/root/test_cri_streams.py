@@ -7,12 +7,10 @@ import hashlib
 import os
 
 import pytest
-from crinode import CriNode, daemon, node
+from crinode import CriNode
 from wsclient import open_stream, request
 
 from proto.cri import runtime_pb2 as pb
-
-__all__ = ["daemon", "node"]
 
 
 async def exec_url(node: CriNode, container: str, *command: str, **words: bool) -> str:

@@ -14,14 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from crinode import BUSYBOX, CriNode, daemon, node
+from crinode import BUSYBOX, CriNode
 from podkit import Node, make_pod
 
 from agent.pods.runtime import Runtime
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
-
-__all__ = ["daemon", "node"]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from host.errors import Busy, Denied, HostError, NoSpace, NotFound, from_errno
-from host.files import CorruptRecord, locked, quarantine, read_record, write_atomic, write_record
+from host.errors import Busy, Denied, HostError, InputError, NoSpace, NotFound, from_errno
+from host.files import CorruptRecord, locked, quarantine, read_input, read_record, write_atomic, write_record
 
 
 def test_a_record_comes_back_as_written(tmp_path):
@@ -76,3 +76,14 @@ def test_errors_are_typed_by_errno():
     assert type(from_errno(1, "x")) is Denied
     assert type(from_errno(84, "x")) is HostError
     assert str(from_errno(2, "open /x", "gone")) == "open /x: no such file or directory: gone"
+
+
+def test_an_input_file_is_read_whole_or_refused_by_name(tmp_path):
+    path = tmp_path / "config.yaml"
+    with pytest.raises(InputError, match=r"kubeconfig .*/config.yaml cannot be read: no such file"):
+        read_input(path, limit=3, noun="kubeconfig")
+    path.write_bytes(b"abc")
+    assert read_input(path, limit=3) == b"abc"
+    path.write_bytes(b"abcd")
+    with pytest.raises(InputError, match="larger than 3 bytes"):
+        read_input(path, limit=3)

@@ -114,9 +114,9 @@ async def test_missing_blobs_are_named(importer):
 def test_command_line(tmp_path, capsys):
     (tmp_path / "x.tar").write_bytes(docker_archive())
     root = ["--root", str(tmp_path)]
-    assert cli.main([*root, "import", str(tmp_path / "x.tar")]) == 0
+    assert cli.main(["import", *root, str(tmp_path / "x.tar")]) == 0
     assert NAME in capsys.readouterr().out
-    assert cli.main([*root, "export", "me/app:1", str(tmp_path / "y.tar")]) == 0
-    assert cli.main([*root, "export", "me/app:1", str(tmp_path / "y.tar")]) == 1
-    assert cli.main([*root, "export", "gone\x1b[0m", str(tmp_path / "z.tar")]) == 1
+    assert cli.main(["export", *root, "me/app:1", str(tmp_path / "y.tar")]) == 0
+    assert cli.main(["export", *root, "me/app:1", str(tmp_path / "y.tar")]) == 1
+    assert cli.main(["export", *root, "gone\x1b[0m", str(tmp_path / "z.tar")]) == 1
     assert "\x1b" not in capsys.readouterr().err

@@ -94,7 +94,7 @@ async def test_range_ignored_by_the_server_starts_anew(store, fake, built):
         return web.Response(body=data) if "Range" in request.headers else await once(request)
 
     fake.hooks[digest] = forgetful
-    await store.pull(REF)
+    assert (await store.pull(REF)).id == built.id
 
 
 async def test_basic_and_missing_credentials(tmp_path, built):

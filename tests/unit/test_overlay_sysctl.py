@@ -26,3 +26,4 @@ def test_loosen(tmp_path, for_all, for_device, after, changed):
 
 def test_kernel_without_ipv6(tmp_path):
     sysctl.disable_ipv6("flannel.1", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -123,8 +123,9 @@ async def test_host_path_sockets_and_devices(node: Node) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(host / "sock"))
     listening.close()
-    await node.manager.prepare(host_path("/sock", "Socket"))
-    await node.manager.prepare(host_path("/null", "CharDevice"))
+    for path, kind in (("/sock", "Socket"), ("/null", "CharDevice")):
+        (mount,) = (await node.manager.prepare(host_path(path, kind))).values()
+        assert mount.host_path == host / path[1:]
 
 
 @pytest.mark.parametrize(
