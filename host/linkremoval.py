@@ -83,6 +83,9 @@ class _Removal:
                 poll.unregister(self._news)
                 continue
             if self._tells(data):
+                # The announcement comes amid the removal; a question is answered after it (both take rtnl).
+                with Netlink() as netlink:
+                    netlink.find_link(self._name)
                 return
 
     def _tells(self, data: bytes) -> bool:

@@ -286,7 +286,11 @@ class ProbeManager:
             except Exception as exc:  # the runtime's and the transport's errors have no common type here
                 reason = str(exc) or type(exc).__name__
                 _log.warning(
-                    "%s probe of container %s errored: %s", kind, watched.target.container.name, reason
+                    "%s probe of container %s errored: %s",
+                    kind,
+                    watched.target.container.name,
+                    reason,
+                    exc_info=_log.isEnabledFor(logging.DEBUG),
                 )
         return Measurement(Outcome.UNKNOWN, reason or "probe errored")
 

@@ -115,9 +115,9 @@ def _import(arguments: argparse.Namespace) -> None:
     async def work() -> None:
         from cri.images.archive import import_archive
 
-        async with _opened(arguments.root) as store:
-            file = sys.stdin.buffer if str(arguments.file) == "-" else arguments.file.open("rb")
-            with file:
+        # The file first: a name that is wrong must not make the store's folders.
+        with sys.stdin.buffer if str(arguments.file) == "-" else arguments.file.open("rb") as file:
+            async with _opened(arguments.root) as store:
                 for image in await import_archive(store, file, name=arguments.name):
                     print(image.id, shown(" ".join(image.repo_tags)))
 

@@ -52,7 +52,7 @@ class Connection:
         self._queue: list[tuple[bytes, tuple[int, ...]]] = []
         self._queued = 0
         sock.setblocking(False)
-        loop.watch(sock.fileno(), self.ready)
+        loop.watch(sock.fileno(), self._ready)
 
     def send(self, value: Any, fds: tuple[int, ...] = ()) -> None:
         """Queue and send as far as the socket takes it; a peer that never reads is cut off."""
@@ -72,7 +72,7 @@ class Connection:
             try:
                 sent = socket.send_fds(self._sock, [data], fds) if fds else self._sock.send(data)
             except BlockingIOError:
-                self._loop.watch(self._sock.fileno(), self.ready, IN | OUT)
+                self._loop.watch(self._sock.fileno(), self._ready, IN | OUT)
                 return
             except OSError:
                 self.close()
@@ -83,7 +83,7 @@ class Connection:
                 self._queue[0] = (data[sent:], ())
             else:
                 del self._queue[0]
-        self._loop.watch(self._sock.fileno(), self.ready, IN)
+        self._loop.watch(self._sock.fileno(), self._ready, IN)
 
     def flush(self) -> None:
         """Send what is queued, waiting for the peer at most a second."""
@@ -92,8 +92,7 @@ class Connection:
         self._sock.settimeout(1.0)
         self._drain()
 
-    def ready(self, events: int) -> None:
-        """Receive and send what can be; for the loop."""
+    def _ready(self, events: int) -> None:
         if events & OUT:
             self._drain()
         if not events & ~OUT or self._sock.fileno() < 0:

@@ -17,7 +17,6 @@ import signal
 import socket
 
 from cri.runtime import supervisor, wire
-from cri.runtime.rehearsal import rehearse
 from host import syscalls
 
 TYPE_CHECKING = False
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _SOCKET = 3
 _READY = b"r"
-_QUIET_MS = 50
+_QUIET_MS = 150
 """A spare is forked when nobody has asked for this long, so that it takes no time from a pod that starts."""
 
 
@@ -44,7 +43,6 @@ def main(fd: int) -> None:
     syscalls.close_range(_SOCKET + 1)
     sock = socket.socket(fileno=_SOCKET)
     frames = wire.Frames()
-    rehearse()
     gc.collect()
     gc.freeze()
     poll = select.poll()

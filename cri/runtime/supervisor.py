@@ -72,7 +72,7 @@ class Supervisor:
     def run(self, first: socket.socket) -> None:
         """Set up, answer request 0 on the first connection, serve until stopped."""
         listener = self._listen()
-        connection = self.connect(first)
+        connection = self._connect(first)
         try:
             namespaces.enter(self._spec, self._folder, has_network=self._has_network)
             if self._spec["share_pid"]:
@@ -111,10 +111,9 @@ class Supervisor:
         if _UCRED.unpack(credentials)[1] != 0:
             sock.close()
             return
-        self.connect(sock)
+        self._connect(sock)
 
-    def connect(self, sock: socket.socket) -> Connection:
-        """Serve one more client."""
+    def _connect(self, sock: socket.socket) -> Connection:
         connection = Connection(self._loop, sock, on_request=self._request, on_close=self._disconnected)
         self._connections.append(connection)
         return connection

@@ -262,6 +262,16 @@ def test_bad_settings_of_the_runtime(tmp_path, changes, words):
     assert not (tmp_path / "run" / "cri.sock").exists()
 
 
+def test_words_for_the_image_store(tmp_path):
+    root = f"--root={tmp_path}/data"
+    assert f"{tmp_path}/none" in said("nodelet-cri", "image", "import", f"{tmp_path}/none", root)
+    assert "dance" in said("nodelet-cri", "image", "dance")
+    nobody = f"--endpoint=unix://{tmp_path}/cri.sock"
+    for words in (["image", "ls"], ["ps"]):
+        assert f"no daemon answers at unix://{tmp_path}/cri.sock" in said("nodelet-cri", *words, nobody)
+    assert not left(tmp_path)
+
+
 def test_a_second_runtime_on_the_same_state(tmp_path):
     (tmp_path / "state").mkdir()
     with locked(tmp_path / "state" / "lock"):
