@@ -196,7 +196,7 @@ def _versions(folder: Path) -> list[int]:
 def _records(root: Path, kind: str, model: type[R]) -> Iterator[tuple[int, R]]:
     for folder in sorted(root.iterdir()):
         versions = _versions(folder)
-        if not versions and all(path.name.startswith(".") for path in folder.iterdir()):
+        if not versions and folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):
             shutil.rmtree(folder)  # the daemon was killed before its first record: nothing else was made
             continue
         for version in versions:

@@ -10,6 +10,7 @@ Devices are made inside the switch's network namespace and moved from there: the
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,20 @@ OVERLAYS = ("/etc", "/opt", "/var/lib", "/var/log", "/usr/libexec")
 
 _SETUP = r"""
 set -eu
-name=$1 disk=$2 checkout=$3 state=$4
+name=$1 disk=$2 state=$3
+shift 3  # what is left are the folders that must stay in sight
 mount --make-rshared /
 hostname "$name"
 ip link set lo up
 resolv=$(readlink -f /etc/resolv.conf || echo /etc/resolv.conf)
-mkdir -p "$disk/checkout" "$disk/tmp"
+mkdir -p "$disk/tmp"
 chmod 1777 "$disk/tmp"
-mount --bind "$checkout" "$disk/checkout"
+number=0
+for folder; do
+    number=$((number + 1))
+    mkdir -p "$disk/sight/$number"
+    mount --bind "$folder" "$disk/sight/$number"
+done
 mount -t tmpfs -o mode=755,size=512m tmpfs /run
 mkdir -p /run/lock /run/netns /run/overlays /run/disk /run/lab
 mount --bind "$state" /run/lab
@@ -74,7 +81,13 @@ for folder in $DISKS; do
     mount --bind "/run/disk$folder" "$folder"
 done
 mount --bind /run/disk/tmp /tmp
-case $checkout in /tmp/*|/run/*) mkdir -p "$checkout"; mount --bind /run/disk/checkout "$checkout";; esac
+number=0
+for folder; do
+    number=$((number + 1))
+    case $folder in
+    /tmp/*|/run/*) mkdir -p "$folder"; mount --bind "/run/disk/sight/$number" "$folder";;
+    esac
+done
 mkdir -p "$(dirname "$resolv")"
 rm -f "$resolv" /etc/hosts
 cp /run/disk/resolv.conf "$resolv"
@@ -153,7 +166,7 @@ def _start(layout: Layout, records: Records, name: str, address: str | None) -> 
         records,
         name,
         HOLDER,
-        ["/bin/sh", "-c", _SETUP, HOLDER, name, str(disk), str(layout.checkout), str(layout.state)],
+        ["/bin/sh", "-c", _SETUP, HOLDER, name, str(disk), str(layout.state), *_in_sight(layout)],
         prefix=["unshare", "-n", "-m", "-u", "--propagation", "private", "--"],
         log=log,
         cgroups=cgroups.joined(layout.node_cgroup(name)),
@@ -161,6 +174,11 @@ def _start(layout: Layout, records: Records, name: str, address: str | None) -> 
     )
     _wait_ready(log, holder, name)
     return Machine(name=name, holder=holder)
+
+
+def _in_sight(layout: Layout) -> list[str]:
+    """Folders programs are started from, which a machine's own /tmp and /run must not hide."""
+    return [str(folder) for folder in (layout.checkout, layout.cache, sys.prefix) if Path(folder).is_dir()]
 
 
 def _wait_ready(log: Path, holder: Program, name: str, seconds: float = 20.0) -> None:
