@@ -147,14 +147,15 @@ def _ticks(pid: int) -> int:
 
 def measure_memory(side: Runtime, cgroup: str, pods: int = AT_ONCE) -> dict[str, float]:
     """Megabytes for each pod beside its container, of the daemon, and percent of a CPU when idle."""
-    before = {pid for pid, _, _ in _processes()}
+    # By name as well: a supervisor that was forked ahead of its pod takes its name with the pod.
+    before = {(pid, name) for pid, name, _ in _processes()}
     started = [Pod(side, f"memory-{number}", cgroup) for number in range(pods)]
     for pod in started:
         pod.start()
     extra = [
         pid
         for pid, name, line in _processes()
-        if pid not in before and (name.startswith(_HELPERS) or line.endswith(_PAUSE))
+        if (pid, name) not in before and (name.startswith(_HELPERS) or line.endswith(_PAUSE))
     ]
     pids = [*extra, side.process.pid]
     time.sleep(1.0)

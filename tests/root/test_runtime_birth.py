@@ -129,6 +129,21 @@ def _ended(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], 5)[0])
 
 
+class TestSignals:
+    async def test_a_supervisor_ignores_broken_pipes_and_its_containers_do_not(self, pod: Lab) -> None:
+        spec = await pod.start("sleep", "100")
+        supervisor = (await pod.runtime.sandbox_facts("pod")).pid
+        ignored = {pid: _ignored(pid) for pid in (supervisor, pod.spawner.pid)}
+        assert all(mask >> (signal.SIGPIPE - 1) & 1 for mask in ignored.values())
+        assert _ignored(pod.runtime.container_pid("pod", spec.id)) == 0
+
+
+def _ignored(pid: int) -> int:
+    """The mask of signals it ignores (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("SigIgn:")), 16)
+
+
 class TestLinkRemoval:
     def test_gone_on_return(self) -> None:
         with Netlink() as netlink:
