@@ -340,12 +340,16 @@ class Applier:
 
     def _set_dir_times(self) -> None:
         for parts, mtime_ns in self._dir_times.items():
-            with suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 fd = self._root.open_dir(parts, follow_last=False)
-                try:
-                    os.utime(fd, ns=(mtime_ns, mtime_ns))
-                finally:
-                    os.close(fd)
+            except OSError as exc:
+                if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue  # a later entry took the place of the directory or of one above it
+                raise
+            try:
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+            finally:
+                os.close(fd)
 
     def _count(self, size: int) -> None:
         self._result.inodes += 1

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from images_kit import apply, archive, header, member, pax
 
@@ -237,6 +237,7 @@ KINDS = st.sampled_from([b"0", LINK, SYMLINK, DIR, FIFO])
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(NAMES, KINDS, NAMES), max_size=8))
+@example([(b"b/a", DIR, b"a"), (b"b", SYMLINK, b"b")])
 def test_any_mix_stays_inside(tmp_path_factory, mix):
     base = tmp_path_factory.mktemp("mix")
     (base / "a").write_text("canary")
