@@ -43,6 +43,10 @@ TOOLS = {
 }
 
 
+NAMES = {"deploy.labkit": "deploy/lab", "tests.rings": "tests/run", "tests.bench.main": "tests/bench/run"}
+"""What may be handed over to, and how the user knows it."""
+
+
 class BootstrapError(Exception):
     """One line for the user."""
 
@@ -124,20 +128,13 @@ def ensure_environment(extras: Sequence[str]) -> Path:
     return python
 
 
-def main(argv: Sequence[str]) -> int:
-    """Check the arguments, prepare the machine, become `python -m MODULE ARGUMENTS`."""
-    options = argparse.ArgumentParser(prog="bootstrap")
-    options.add_argument("--extras", required=True)
-    options.add_argument("--module", required=True)
-    options.add_argument("arguments", nargs=argparse.REMAINDER)
-    chosen = options.parse_args(argv)
-    arguments = chosen.arguments[1:] if chosen.arguments[:1] == ["--"] else chosen.arguments
-    name = "lab" if chosen.module == "deploy.labkit" else "tests/run"
-    if name == "lab":
+def checked(module: str, arguments: Sequence[str]) -> int | None:
+    """Refuse wrong words before anything is installed: the exit status, or None to go on."""
+    if module == "deploy.labkit":
         import cli  # the folder of this file is the first on the path
 
         cli.parse(arguments)
-    else:
+    elif module == "tests.rings":
         sys.path.insert(0, str(CHECKOUT))
         from tests import rings
 
@@ -149,6 +146,21 @@ def main(argv: Sequence[str]) -> int:
         except rings.UsageError as exc:
             print(exc, file=sys.stderr)
             return 2
+    return None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the arguments, prepare the machine, become `python -m MODULE ARGUMENTS`."""
+    options = argparse.ArgumentParser(prog="bootstrap")
+    options.add_argument("--extras", required=True)
+    options.add_argument("--module", required=True)
+    options.add_argument("arguments", nargs=argparse.REMAINDER)
+    chosen = options.parse_args(argv)
+    arguments = chosen.arguments[1:] if chosen.arguments[:1] == ["--"] else chosen.arguments
+    name = NAMES[chosen.module]
+    status = checked(chosen.module, arguments)
+    if status is not None:
+        return status
     if os.geteuid() != 0:
         print(f"{name}: needs root; run it with sudo", file=sys.stderr)
         return 1
@@ -159,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     except BootstrapError as exc:
         print(f"{name}: {exc}", file=sys.stderr)
         return 1
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "NODELET_LAB_STARTED_AS": name}
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     with suppress(BrokenPipeError):
         sys.stderr.flush()
     return os.execve(python, [str(python), "-P", "-m", chosen.module, *arguments], env)
