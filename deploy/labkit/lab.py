@@ -60,7 +60,11 @@ class Lab:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise LabError(f"another command is changing lab {self.layout.name}; wait for it") from exc
-            yield
+            try:
+                yield
+            finally:
+                if not self.layout.state.exists():  # there is no such lab (any more): leave no lock of it
+                    _remove_if_empty(self.layout.run_root, self.layout.name)
 
     def machine(self, name: str) -> Machine:
         """A running machine.
