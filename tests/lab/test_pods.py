@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+from datetime import datetime, timedelta
 
 from kit import (
     BUSYBOX,
@@ -111,9 +112,19 @@ def test_b11_a_killed_process_is_restarted(ns):
 
 
 def test_b14_termination(ns):
-    share = {"volumes": [{"name": "v", "hostPath": {"path": "/tmp/b14", "type": "DirectoryOrCreate"}}]}
+    path = f"/tmp/{ns.name}"
+    share = {"volumes": [{"name": "v", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}]}
     mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    deaf = pod(
+        "deaf",
+        container("trap '' TERM; while :; do sleep 0.1; done"),
+        node="n1",
+        terminationGracePeriodSeconds=3,
+    )
+    # The finalizer keeps the object, with its last status, after the node is done with the pod.
+    deaf["metadata"]["finalizers"] = ["nodelet.test/keep"]
     ns.apply(
+        deaf,
         pod(
             "polite",
             container(
@@ -124,28 +135,21 @@ def test_b14_termination(ns):
             node="n1",
             **share,
         ),
-        pod(
-            "deaf",
-            container("trap '' TERM; while :; do sleep 0.1; done"),
-            node="n1",
-            terminationGracePeriodSeconds=3,
-        ),
     )
     ns.wait_running("polite")
     ns.wait_running("deaf")
     ns.kubectl("delete", "pod", "polite")
-    assert ns.cluster.node("n1", "cat", "/tmp/b14/polite").split() == ["preStop", "TERM"]
+    assert ns.cluster.node("n1", "cat", f"{path}/polite").split() == ["preStop", "TERM"]
     ns.kubectl("delete", "pod", "deaf", "--wait=false")
-    last = {}
-
-    def gone():
-        found = ns.pod("deaf")
-        if found:
-            last.update(found)
-        return not found
-
-    until("pod deaf gone after its grace", gone)
-    assert last["metadata"]["deletionGracePeriodSeconds"] == 3
+    ended = ns.wait_pod("deaf", "terminated", lambda p: container_status(p)["state"].get("terminated"))
+    ns.kubectl("patch", "pod", "deaf", "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
+    ns.wait_gone("deaf")
+    terminated = container_status(ended)["state"]["terminated"]
+    assert terminated["exitCode"] == 137
+    # deletionTimestamp is when the grace ends (whole seconds): it was killed then, not before.
+    times = (terminated["finishedAt"], ended["metadata"]["deletionTimestamp"])
+    finished, deadline = (datetime.fromisoformat(text) for text in times)
+    assert finished >= deadline - timedelta(seconds=1)
 
 
 def test_b14_force_delete(ns):

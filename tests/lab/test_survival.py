@@ -49,13 +49,24 @@ def test_a_pod_deleted_while_the_node_was_away_is_cleaned_up(ns):
     until("its process gone", lambda: ns.cluster.pid_of(identifier, node="n1") is None)
 
 
-def test_the_node_stays_ready_and_keeps_its_pods_ready(ns):
+def ready_since(thing):
+    """Since when a pod or node is Ready, or why it is not."""
+    ready = next(c for c in thing["status"]["conditions"] if c["type"] == "Ready")
+    return (ready["status"], ready["lastTransitionTime"])
+
+
+def test_node_and_pods_stay_ready_over_a_restart(ns):
     ns.apply(pod("p", container(), node="n1"))
-    ns.wait_running("p")
+    pod_since = ready_since(ns.wait_running("p"))
+    node_since = ready_since(json.loads(ns.cluster.kubectl("get", "node", "n1", "-o", "json")))
+
+    def renewed():
+        path = "jsonpath={.spec.renewTime}"
+        return ns.cluster.kubectl("get", "lease", "n1", "-n", "kube-node-lease", "-o", path)
+
     with ns.cluster.killed("n1", "nodelet"):
-        pass
-    until("a fresh heartbeat", lambda: ns.cluster.kubectl("get", "lease", "n1", "-n", "kube-node-lease"))
-    node = json.loads(ns.cluster.kubectl("get", "node", "n1", "-o", "json"))
-    ready = next(c for c in node["status"]["conditions"] if c["type"] == "Ready")
-    assert ready["status"] == "True"
-    ns.wait_running("p")
+        before = renewed()
+    until("a heartbeat after the restart", lambda: renewed() != before)
+    assert ready_since(json.loads(ns.cluster.kubectl("get", "node", "n1", "-o", "json"))) == node_since
+    assert ready_since(ns.pod("p")) == pod_since
+    assert node_since[0] == pod_since[0] == "True"
