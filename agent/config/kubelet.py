@@ -292,6 +292,8 @@ def _check(config: KubeletConfiguration, where: str) -> None:
             raise InputError(f"{where}: podCIDR: {exc}") from exc
     if config.cgroup_driver not in ("cgroupfs", "systemd"):
         raise InputError(f"{where}: cgroupDriver must be cgroupfs or systemd, not {config.cgroup_driver!r}")
+    if config.cgroup_driver == "systemd":
+        log.warning("cgroupDriver systemd has no effect here: the layout is cgroupfs's source=%s", where)
     if config.authorization.mode not in ("Webhook", "AlwaysAllow"):
         raise InputError(f"{where}: authorization.mode must be Webhook or AlwaysAllow")
     if bool(config.tls_cert_file) != bool(config.tls_private_key_file):

@@ -64,7 +64,7 @@ class Handlers:
     def table(self) -> dict[str, Handler]:
         """Handlers by name."""
         names = (
-            "healthz pods running_pods configz metrics metrics_resource metrics_cadvisor metrics_probes"
+            "healthz pods running_pods configz metrics metrics_resource metrics_cadvisor"
             " stats_summary container_logs exec attach port_forward run"
         )
         return {name: getattr(self, name) for name in names.split()}
@@ -115,10 +115,6 @@ class Handlers:
         """The container figures that dashboards use, under cAdvisor's names."""
         _, containers, _ = await self._usage()
         return _text(exposition.render(usage.cadvisor_metrics(containers, self._pods.pods())))
-
-    async def metrics_probes(self, request: web.Request, parameters: Mapping[str, str]) -> web.Response:
-        """Probe results are part of /metrics; the path exists for scrapers that ask for it."""
-        return _text(exposition.render(_process_families()[:1]))
 
     async def stats_summary(self, request: web.Request, parameters: Mapping[str, str]) -> web.Response:
         """The Summary API, CPU, memory and file system."""

@@ -58,7 +58,6 @@ ROUTES: tuple[Route, ...] = (
     Route(_GET, "/metrics", "metrics", ("metrics",)),
     Route(_GET, "/metrics/resource", "metrics_resource", ("metrics",)),
     Route(_GET, "/metrics/cadvisor", "metrics_cadvisor", ("metrics",)),
-    Route(_GET, "/metrics/probes", "metrics_probes", ("metrics",)),
     Route(_GET, "/stats/summary", "stats_summary", ("stats",)),
     Route(_GET, "/containerLogs/{namespace}/{pod}/{container}", "container_logs", ("proxy",)),
     Route(_STREAM, "/exec/{namespace}/{pod}/{container}", "exec", ("proxy",), True),

@@ -7,22 +7,16 @@ import errno
 import os
 import re
 import subprocess
-import sys
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from kit import Namespace, until
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
-
-from kit import Namespace, until  # noqa: E402
-
-from deploy.labkit import cgroups, leaks, nodes, processes  # noqa: E402
-from deploy.labkit.lab import Lab  # noqa: E402
-from deploy.labkit.layout import CONTROL, SWITCH, Layout  # noqa: E402
-from deploy.labkit.progress import Progress  # noqa: E402
+from deploy.labkit import cgroups, leaks, nodes, processes
+from deploy.labkit.lab import Lab
+from deploy.labkit.layout import CONTROL, SWITCH, Layout
+from deploy.labkit.progress import Progress
 
 
 class LabCluster:
