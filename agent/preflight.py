@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.api import kubeconfig
 from agent.api.errors import ApiError
 from agent.config.load import Settings
 from agent.server.listening import check_free
@@ -42,6 +43,7 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc"), cgroups: Pa
     if kubelet.enable_server:
         check_free(kubelet.address, kubelet.port, field="port")
         check_free(kubelet.healthz_bind_address, kubelet.healthz_port, field="healthzPort")
+    _check_credentials(settings)
     for path in (settings.root, settings.pki):
         try:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -56,6 +58,18 @@ def _check_kernel(settings: Settings, proc: Path, cgroups: Path) -> None:
         raise InputError(f"swap is on ({devices}): run swapoff -a, or set failSwapOn: false")
     if not (cgroups / "cgroup.controllers").exists() and not (cgroups / "memory").is_dir():
         raise InputError(f"no cgroups in {cgroups}: mount cgroup2 there (mount -t cgroup2 none {cgroups})")
+
+
+def _check_credentials(settings: Settings) -> None:
+    """Read the kubeconfig that will be used; with a bootstrap file, a bad or old one is replaced instead."""
+    options = settings.options
+    if options.standalone:
+        return
+    path = Path(options.kubeconfig)
+    if not options.bootstrap_kubeconfig:
+        kubeconfig.load(path)
+    elif not path.exists():
+        kubeconfig.load(Path(options.bootstrap_kubeconfig))
 
 
 def _check_programs(settings: Settings) -> None:

@@ -101,6 +101,7 @@ def test_bad_kubeconfig(tmp_path, text, words):
     line = said("nodelet", "run", "--kubeconfig", str(path), "--root-dir", str(tmp_path / "root"))
     assert words.lower() in line.lower()
     assert str(path) in line
+    assert not (tmp_path / "root").exists()
 
 
 def test_kubeconfig_with_a_missing_ca_file(tmp_path):
