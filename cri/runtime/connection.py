@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
-from cri.runtime import wire
+from cri.runtime import sockets, wire
 from cri.runtime.loop import IN, OUT
 
 TYPE_CHECKING = False
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cri.runtime.loop import Loop
+    from cri.runtime.sockets import Socket
 
 _MAX_QUEUE = 16 << 20
 
@@ -41,7 +41,7 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: Socket,
         *,
         on_request: Callable[[dict[str, Any], Answer], None],
         on_close: Callable[[Connection], None],
@@ -70,7 +70,7 @@ class Connection:
         while self._queue:
             data, fds = self._queue[0]
             try:
-                sent = socket.send_fds(self._sock, [data], fds) if fds else self._sock.send(data)
+                sent = sockets.send(self._sock, data, fds)
             except BlockingIOError:
                 self._loop.watch(self._sock.fileno(), self._ready, IN | OUT)
                 return

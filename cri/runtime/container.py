@@ -10,16 +10,15 @@ The stages follow from facts (`pid`, `started_at`, `exit`) and from which answer
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import fcntl
 import os
-import signal
-import socket
 import struct
 import termios
 import time
 
-from cri.runtime import init, namespaces, record, wire
+from cri.runtime import init, namespaces, record, sockets, wire
 from cri.runtime.streams import LogFile, Output
 from host import syscalls
 from host.errors import HostError, from_errno
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from cri.runtime.connection import Answer
     from cri.runtime.loop import Loop
+    from cri.runtime.sockets import Socket
 
 START = b"s"
 _DRAIN_ROUNDS = 64
@@ -52,7 +52,7 @@ class Container:
         self._error: dict[str, Any] | None = None
         self._creating: Answer | None = None
         self._starting: Answer | None = None
-        self._control: socket.socket | None = None
+        self._control: Socket | None = None
         self._log = LogFile(spec["log_path"])
         self._outputs: dict[str, Output] = {}
         self._stdin = -1
@@ -80,7 +80,7 @@ class Container:
         """
         self._log.open()
         stdio, ours = self._make_stdio()
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = sockets.pair(sockets.PACKETS)
         try:
             pid, pidfd = namespaces.fork_into(pid_namespace, self.spec["birthplace"])
             if pid == 0:

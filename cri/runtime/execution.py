@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
-from cri.runtime import init, namespaces, wire
+from cri.runtime import init, namespaces, sockets, wire
 from host.errors import from_errno
 
 TYPE_CHECKING = False
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from cri.runtime.connection import Answer, Connection
     from cri.runtime.container import Container
     from cri.runtime.loop import Loop
+    from cri.runtime.sockets import Socket
 
 
 class Execution:
@@ -35,7 +35,7 @@ class Execution:
         self._names: list[str] = []
         self._fds: list[int] = []
         stdio = self._make_stdio()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, theirs = sockets.pair(sockets.PACKETS)
         try:
             self.pid = self._fork(stdio, theirs)
         except OSError:
@@ -48,7 +48,7 @@ class Execution:
                 os.close(fd)
         loop.watch(self._control.fileno(), self._told)
 
-    def _fork(self, stdio: tuple[int, int, int], theirs: socket.socket) -> int:
+    def _fork(self, stdio: tuple[int, int, int], theirs: Socket) -> int:
         pid, pidfd = namespaces.fork_into(self.container.pidfd, self.container.spec["birthplace"])
         if pid == 0:
             spec = {**self.container.spec, "who": self.container.who}

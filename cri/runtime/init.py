@@ -9,23 +9,24 @@ Nothing here returns to the supervisor's code: every way ends in exec or `_exit`
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import fcntl
 import os
 import resource
-import signal
-import socket
 import stat
 import sys
 import termios
 
-from cri.runtime import identity, namespaces, rooted, rootfs, wire
+from cri.runtime import identity, namespaces, rooted, rootfs, sockets, wire
 from host import syscalls
 from host.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from cri.runtime.sockets import Socket
 
 FAILED = 128
 CONTROL = 3
@@ -70,7 +71,7 @@ def run_container(spec: dict[str, Any], control: int, stdio: tuple[int, int, int
     step = _Step()
     try:
         control = _leave_supervisor(stdio, (control,))
-        _container(spec, socket.socket(fileno=control), step)
+        _container(spec, sockets.adopt(control), step)
     except BaseException as exc:
         os.write(control, _report(exc, step))
     finally:
@@ -85,7 +86,7 @@ def run_exec(spec: dict[str, Any], control: int, stdio: tuple[int, int, int], pi
     step = _Step()
     try:
         control = _leave_supervisor(stdio, (control, pidfd))
-        _exec(spec, socket.socket(fileno=control), step)
+        _exec(spec, sockets.adopt(control), step)
     except BaseException as exc:
         os.write(control, _report(exc, step))
     finally:
@@ -125,7 +126,7 @@ def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int
     return CONTROL
 
 
-def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
+def _container(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])
     step.name = "oom_score_adj"
@@ -160,7 +161,7 @@ def _container(spec: dict[str, Any], channel: socket.socket, step: _Step) -> Non
     _become(spec, who, step)
 
 
-def _exec(spec: dict[str, Any], channel: socket.socket, step: _Step) -> None:
+def _exec(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
     pidfd = CONTROL + 1
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cri.runtime import wire
+from cri.runtime import identity, messages, wire
+from cri.runtime.security import DEFAULT_CAPABILITIES, MASKED_PATHS, READONLY_PATHS
+from cri.runtime.spec import ContainerSpec
 from host.errors import from_oserror
 from host.processes import SAFE_ENV
 
@@ -47,7 +49,7 @@ class Spawner:
             HostError: it could not be executed.
         """
         self.close()
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = _execute(theirs.fileno())
         except OSError as exc:
@@ -56,6 +58,7 @@ class Spawner:
         finally:
             theirs.close()
         self._sock = ours
+        wire.send_packet(ours, rehearsal_container())
 
     def spawn(self, folder: bytes, spec: dict[str, Any], connection: int) -> None:
         """Ask for a supervisor that answers on `connection` (a descriptor, which stays the caller's).
@@ -68,11 +71,11 @@ class Spawner:
         request = {"folder": folder, "spec": spec}
         if self._sock is not None and self._process is not None and self._process.poll() is None:
             with suppress(BrokenPipeError, ConnectionResetError):
-                wire.send_blocking(self._sock, request, (connection,))
+                wire.send_packet(self._sock, request, (connection,))
                 return
         self.start()
         if self._sock is not None:
-            wire.send_blocking(self._sock, request, (connection,))
+            wire.send_packet(self._sock, request, (connection,))
 
     def close(self) -> None:
         """End the process; supervisors stay."""
@@ -82,6 +85,23 @@ class Spawner:
         if self._process is not None:
             self._process.wait()
             self._process = None
+
+
+def rehearsal_container() -> dict[str, Any]:
+    """The container of `rehearsal.rehearse`: on the node's own root, with a command that is a folder."""
+    spec = ContainerSpec(
+        id="rehearsal",
+        sandbox_id="rehearsal",
+        argv=("/",),
+        lower_dirs=(Path("/"),),
+        masked_paths=MASKED_PATHS,
+        readonly_paths=READONLY_PATHS,
+        capabilities=tuple(DEFAULT_CAPABILITIES),
+    )
+    places = messages.Places(
+        mountpoint=Path("/proc"), shm=None, held_capabilities=identity.held_capabilities()
+    )
+    return messages.container(spec, places)
 
 
 def launch_spawner() -> Spawner:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import os
 import select
-import signal
 import sys
 
 TYPE_CHECKING = False

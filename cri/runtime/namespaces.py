@@ -7,11 +7,11 @@ it. A PID namespace for all containers gets a process 1 of ours that only reaps.
 
 from __future__ import annotations
 
+import _signal as signal
+import _socket
 import errno
 import fcntl
 import os
-import signal
-import socket
 import struct
 
 from host import syscalls
@@ -65,10 +65,13 @@ def bind_netns(path: bytes) -> None:
 
 
 def _loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+    try:
         answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         _, flags = _IFREQ.unpack(answer)
         fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+    finally:
+        sock.close()
 
 
 def _mount_shm(path: bytes, size: int) -> None:

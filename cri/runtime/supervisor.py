@@ -9,15 +9,13 @@ Not here: networks (CNI), cgroup limits, images, clean-up of what is left on dis
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
-import signal
-import socket
-import struct
 import sys
 import time
 
-from cri.runtime import namespaces, record
+from cri.runtime import namespaces, record, sockets
 from cri.runtime.connection import Answer, Connection
 from cri.runtime.container import Container
 from cri.runtime.execution import Execution
@@ -30,23 +28,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from cri.runtime.sockets import Socket
+
 SOCKET = b"sock"
-_UCRED = struct.Struct("3i")
 
 
 class Supervisor:
     """State of one pod, and the requests about it."""
 
-    def __init__(self, folder: bytes, spec: dict[str, Any], *, has_network: bool = False) -> None:
+    def __init__(
+        self, folder: bytes, spec: dict[str, Any], *, has_network: bool = False, loop: Loop | None = None
+    ) -> None:
         """For `run`.
 
         Args:
             folder: the sandbox's state folder.
             spec: what `messages.sandbox` writes.
             has_network: this process is in the pod's own network namespace already.
+            loop: one that watches something else, too (see `rehearsal`).
         """
         self._folder, self._spec, self._has_network = folder, spec, has_network
-        self._loop = Loop()
+        self._loop = loop or Loop()
         self._containers: dict[str, Container] = {}
         self._by_pid: dict[int, Container | Execution] = {}
         self._executions: dict[int, Execution] = {}
@@ -69,9 +71,9 @@ class Supervisor:
             "stop": self._stop,
         }
 
-    def run(self, first: socket.socket) -> None:
+    def run(self, first: Socket) -> None:
         """Set up, answer request 0 on the first connection, serve until stopped."""
-        listener = self._listen()
+        listener = sockets.listen(SOCKET, self._folder)
         connection = self._connect(first)
         try:
             namespaces.enter(self._spec, self._folder, has_network=self._has_network)
@@ -89,31 +91,12 @@ class Supervisor:
         Answer(connection, 0).ok(self._facts())
         self._loop.run()
 
-    def _listen(self) -> socket.socket:
-        """Bound by way of a descriptor of the folder: the path may be longer than a socket address."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        dirfd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sock.bind(b"/proc/self/fd/%d/%s" % (dirfd, SOCKET))
-            os.chmod(SOCKET, 0o600, dir_fd=dirfd)
-        finally:
-            os.close(dirfd)
-        sock.listen(8)
-        sock.setblocking(False)
-        return sock
+    def _accept(self, listener: Socket) -> None:
+        sock = sockets.accept(listener)
+        if sock is not None:
+            self._connect(sock)
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            return
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        if _UCRED.unpack(credentials)[1] != 0:
-            sock.close()
-            return
-        self._connect(sock)
-
-    def _connect(self, sock: socket.socket) -> Connection:
+    def _connect(self, sock: Socket) -> Connection:
         connection = Connection(self._loop, sock, on_request=self._request, on_close=self._disconnected)
         self._connections.append(connection)
         return connection
@@ -241,7 +224,7 @@ class Supervisor:
         self._loop.stop()
 
 
-def main(folder: bytes, spec: dict[str, Any], first: socket.socket, *, has_network: bool = False) -> NoReturn:
+def main(folder: bytes, spec: dict[str, Any], first: Socket, *, has_network: bool = False) -> NoReturn:
     """Be the supervisor of one pod; called in a child of the spawner that has closed all else."""
     code = 1
     try:

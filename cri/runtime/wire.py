@@ -5,23 +5,26 @@ frame of a 4-byte length and a 1-byte count of file descriptors that travel with
 JSON and pickle
 would each cost every pod's supervisor an import, and pickle runs code.
 
-Only `struct` and `socket` are imported here: see the package's text.
+Imports little: see the package's text.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import struct
+
+from cri.runtime import sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cri.runtime.sockets import Socket
+
 MAX_FRAME = 8 << 20
 """Largest message; arguments and environment of one process are at most a quarter of it in the kernel."""
 MAX_DEPTH = 12
-MAX_FDS = 8
+MAX_FDS = sockets.MAX_FDS
 HEADER = struct.Struct("!IB")
 _COUNT = struct.Struct("!I")
 _INTEGER = struct.Struct("!q")
@@ -166,16 +169,10 @@ class Frames:
         self._fds.clear()
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One recvmsg: bytes (empty at the end of the stream) and descriptors, all close-on-exec."""
-    data, fds, _, _ = socket.recv_fds(sock, 1 << 16, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    return data, fds
-
-
-def receive_messages(sock: socket.socket, frames: Frames) -> list[tuple[Any, list[int]]] | None:
+def receive_messages(sock: Socket, frames: Frames) -> list[tuple[Any, list[int]]] | None:
     """What a non-blocking socket completes now, perhaps nothing; None: the peer is gone or not to be used."""
     try:
-        data, fds = receive(sock)
+        data, fds = sockets.receive(sock)
         return frames.feed(data, fds) if data else None
     except BlockingIOError:
         return []
@@ -183,24 +180,24 @@ def receive_messages(sock: socket.socket, frames: Frames) -> list[tuple[Any, lis
         return None
 
 
-def send_blocking(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:
+def send_blocking(sock: Socket, value: Any, fds: tuple[int, ...] = ()) -> None:
     """Send one message on a blocking socket."""
     data = frame(value, len(fds))
-    sent = socket.send_fds(sock, [data], fds) if fds else sock.send(data)
+    sent = sockets.send(sock, data, fds)
     if sent < len(data):
         sock.sendall(data[sent:])
 
 
-def send_packet(sock: socket.socket, value: Any, fds: tuple[int, ...] = ()) -> None:
+def send_packet(sock: Socket, value: Any, fds: tuple[int, ...] = ()) -> None:
     """Send one message as one packet of a SOCK_SEQPACKET socket (small messages only)."""
-    socket.send_fds(sock, [encode(value)], fds)
+    sockets.send(sock, encode(value), fds)
 
 
-def receive_packet(sock: socket.socket) -> tuple[Any, list[int]]:
+def receive_packet(sock: Socket) -> tuple[Any, list[int]]:
     """One packet of a SOCK_SEQPACKET socket as (value, descriptors); (None, []) at its end."""
     try:
-        data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds = sockets.receive(sock)
     except ConnectionResetError:
         # The peer ended with a message of ours unread. That is told once, before what it had still sent.
-        data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds = sockets.receive(sock)
     return (decode(data), fds) if data else (None, [])

@@ -11,6 +11,8 @@ from pathlib import Path
 import runtime_kit
 from runtime_kit import Lab, no_leaks
 
+from cri.runtime.launch import rehearsal_container
+from cri.runtime.rehearsal import rehearse
 from host import rtnl, syscalls
 from host.linkremoval import remove_link
 from host.netlink import Netlink
@@ -110,11 +112,11 @@ class TestSpare:
         assert facts.pid != spare
         await lab.runtime.remove_sandbox("one")
 
-    async def test_a_pod_on_the_node_s_network_leaves_it_alone(self, lab: Lab) -> None:
+    async def test_on_the_node_s_network_it_leaves_its_own(self, lab: Lab) -> None:
         spare = wait_for_spare(lab)
         facts = await lab.runtime.create_sandbox(lab.sandbox("host", host_network=True))
+        assert facts.pid == spare
         assert os.stat(f"/proc/{facts.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
-        assert spares_of(lab.spawner.pid) == [spare]
         await lab.runtime.remove_sandbox("host")
 
     async def test_it_ends_with_the_spawner(self, lab: Lab) -> None:
@@ -123,6 +125,28 @@ class TestSpare:
         lab.spawner.close()
         assert _ended(pidfd)
         os.close(pidfd)
+
+
+class TestRehearsal:
+    def test_it_goes_as_far_as_exec_and_leaves_nothing(self) -> None:
+        before = _possessions()
+        pid = os.fork()  # it makes a subreaper of its process and leaves descriptors to the caller
+        if pid == 0:
+            answers = rehearse(rehearsal_container())
+            told = [answer.get("step", "ok") for answer in answers]
+            same = _possessions() == before
+            os._exit(0 if told == ["ok", "exec", "ok", "ok"] and same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert _possessions() == before
+
+
+def _possessions() -> list[str]:
+    """Mounts and namespaces of this process."""
+    names = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+    return [
+        Path("/proc/self/mountinfo").read_text(),
+        *(os.readlink(f"/proc/self/ns/{name}") for name in names),
+    ]
 
 
 def _ended(pidfd: int) -> bool:
