@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 from host.errors import from_errno
 
@@ -74,6 +75,8 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 
 _SIGCHLD = 17
+_CAP_HEADER = struct.pack("=2I", 0x20080522, 0)
+_CAP_DATA = struct.Struct("=6I")
 
 _X86 = {"pivot_root": 155}
 _ARM = {"pivot_root": 41}
@@ -106,8 +109,10 @@ _setns = _libc.setns
 _setns.argtypes = (_int, _int)
 _prctl = _libc.prctl
 _prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
+_prctl_text = _libc["prctl"]  # a second object for the same function: no array type is made for a text
+_prctl_text.argtypes = (_int, _chars)
 _capset = _libc.capset
-_capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_capset.argtypes = (_chars, _chars)
 _sethostname = _libc.sethostname
 _sethostname.argtypes = (_chars, ctypes.c_size_t)
 _clone3 = ctypes.PyDLL(None, use_errno=True).syscall  # the interpreter's lock is kept, as os.fork keeps it
@@ -253,8 +258,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
 
 def set_process_name(name: bytes) -> None:
     """What /proc/<pid>/comm shows; cut to 15 bytes by the kernel."""
-    buffer = ctypes.create_string_buffer(name[:15])
-    _check(_prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0), "prctl PR_SET_NAME")
+    _check(_prctl_text(PR_SET_NAME, name), "prctl PR_SET_NAME")
 
 
 def sethostname(name: bytes) -> None:
@@ -264,9 +268,8 @@ def sethostname(name: bytes) -> None:
 
 def capset(*, effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) of the calling thread, with 64-bit masks (version 3 of the interface)."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     low, high = 0xFFFFFFFF, 32
-    data = (ctypes.c_uint32 * 6)(
+    data = _CAP_DATA.pack(
         effective & low,
         permitted & low,
         inheritable & low,
@@ -274,7 +277,7 @@ def capset(*, effective: int, permitted: int, inheritable: int) -> None:
         permitted >> high,
         inheritable >> high,
     )
-    _check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+    _check(_capset(_CAP_HEADER, data), "capset")
 
 
 def load_seccomp(program: bytes) -> None:

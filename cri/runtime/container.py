@@ -84,7 +84,7 @@ class Container:
         try:
             pid, pidfd = namespaces.fork_into(pid_namespace, self.spec["birthplace"])
             if pid == 0:
-                init.run_container(self.spec, theirs.fileno(), stdio)
+                init.run_container(self.spec["process"], theirs.fileno(), stdio)
         except OSError:
             for fd in ours.values():
                 os.close(fd)

@@ -51,9 +51,9 @@ class Execution:
     def _fork(self, stdio: tuple[int, int, int], theirs: Socket) -> int:
         pid, pidfd = namespaces.fork_into(self.container.pidfd, self.container.spec["birthplace"])
         if pid == 0:
-            spec = {**self.container.spec, "who": self.container.who}
-            spec.update(argv=self._request["argv"], tty=self._request["tty"])
-            init.run_exec(spec, theirs.fileno(), stdio, self.container.pidfd)
+            changes = {"who": self.container.who, "argv": self._request["argv"], "tty": self._request["tty"]}
+            process = self.container.spec["process"]
+            init.run_exec(process, changes, theirs.fileno(), stdio, self.container.pidfd)
         os.close(pidfd)
         return pid
 

@@ -60,33 +60,39 @@ class _Step:
     name = "namespaces"
 
 
-def run_container(spec: dict[str, Any], control: int, stdio: tuple[int, int, int]) -> NoReturn:
-    """Become the container described by `spec`; called in the forked child.
+def run_container(process: bytes, control: int, stdio: tuple[int, int, int]) -> NoReturn:
+    """Become the container's first process; called in the forked child.
 
     Args:
-        spec: what `messages.container` writes.
+        process: the "process" of what `messages.container` writes.
         control: SOCK_SEQPACKET socket to the supervisor.
         stdio: descriptors for 0, 1 and 2; replaced by the terminal's with tty.
     """
     step = _Step()
     try:
         control = _leave_supervisor(stdio, (control,))
-        _container(spec, sockets.adopt(control), step)
+        _container(wire.decode(process), sockets.adopt(control), step)
     except BaseException as exc:
         os.write(control, _report(exc, step))
     finally:
         os._exit(FAILED)
 
 
-def run_exec(spec: dict[str, Any], control: int, stdio: tuple[int, int, int], pidfd: int) -> NoReturn:
+def run_exec(
+    process: bytes, changes: dict[str, Any], control: int, stdio: tuple[int, int, int], pidfd: int
+) -> NoReturn:
     """Become a further process of the container whose first process `pidfd` is.
 
     Called in a child that was forked into the container's PID namespace; the rest is entered here.
+
+    Args:
+        process: as for `run_container`, of the same container.
+        changes: what is different from it.
     """
     step = _Step()
     try:
         control = _leave_supervisor(stdio, (control, pidfd))
-        _exec(spec, sockets.adopt(control), step)
+        _exec({**wire.decode(process), **changes}, sockets.adopt(control), step)
     except BaseException as exc:
         os.write(control, _report(exc, step))
     finally:

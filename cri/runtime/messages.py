@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cri.runtime import wire
 from cri.runtime.security import capability_mask
 from cri.runtime.spec import (
     ContainerExit,
@@ -122,7 +123,7 @@ def _sysctls(spec: SandboxSpec) -> dict[str, bytes]:
 
 
 def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -> dict[str, Any]:
-    """A container for `init.run_container`.
+    """A container for `container.Container`, and in it a process for `init.run_container`.
 
     Args:
         share_pid: whether its sandbox has one PID namespace for all.
@@ -147,9 +148,27 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         if share_pid
         else "container"
     )
-    kept = capability_mask(spec.capabilities) & places.held_capabilities
     return {
         "id": spec.id,
+        "process": wire.encode(_process(spec, places)),
+        "pid_mode": mode,
+        "target": spec.target_container,
+        "birthplace": path(places.birthplace),
+        "procs_file": path(places.procs_file),
+        "kill_file": path(places.kill_file),
+        "oom_file": path(places.oom_file),
+        "log_path": path(spec.log_path),
+        "tty": spec.tty,
+        "stdin": spec.stdin,
+        "stdin_once": spec.stdin_once,
+    }
+
+
+def _process(spec: ContainerSpec, places: Places) -> dict[str, Any]:
+    """What only the container's own processes read, after their fork: bytes to the supervisor, which would
+    hold a hundred small objects of it for nothing."""
+    kept = capability_mask(spec.capabilities) & places.held_capabilities
+    return {
         "argv": [_text("argument", word) for word in spec.argv],
         "env": [[_text("env name", name), _text(f"env {name}", value)] for name, value in spec.env],
         "cwd": _text("working directory", spec.cwd or "/"),
@@ -163,17 +182,8 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         },
         "rlimits": [[_rlimit(limit.name), _limit(limit.soft), _limit(limit.hard)] for limit in spec.rlimits],
         "oom_score_adj": max(-1000, min(spec.oom_score_adj, 1000)),
-        "pid_mode": mode,
-        "target": spec.target_container,
-        "birthplace": path(places.birthplace),
         "tasks_files": [path(file) for file in places.tasks_files],
-        "procs_file": path(places.procs_file),
-        "kill_file": path(places.kill_file),
-        "oom_file": path(places.oom_file),
-        "log_path": path(spec.log_path),
         "tty": spec.tty,
-        "stdin": spec.stdin,
-        "stdin_once": spec.stdin_once,
     }
 
 

@@ -56,9 +56,14 @@ def enter(spec: dict[str, Any], folder: bytes, *, has_network: bool = False) -> 
 
 def bind_netns(path: bytes) -> None:
     """Bind this process's network namespace to a file, where it outlives the process."""
+    flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+        try:
+            fd = os.open(path, flags, 0o444)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            fd = os.open(path, flags, 0o444)
+        os.close(fd)
     except OSError as exc:
         raise from_oserror(exc, f"make {os.fsdecode(path)}") from exc
     syscalls.mount(b"/proc/self/ns/net", path, b"", syscalls.MS_BIND)

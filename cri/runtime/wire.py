@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from sys import intern
 
 from cri.runtime import sockets
 
@@ -115,7 +116,7 @@ def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
             key, at = _decode(data, at, depth + 1)
             if not isinstance(key, str):
                 raise WireError("message has a key that is no text")
-            found[key], at = _decode(data, at, depth + 1)
+            found[intern(key)], at = _decode(data, at, depth + 1)
         return found, at
     raise WireError("message has an unknown type")
 

@@ -66,8 +66,9 @@ class TestMessages:
         mounts = (Mount(source=Path("/a"), target="/x/y"), Mount(source=Path("/b"), target="/x"))
         made = messages.container(self.spec(mounts=mounts, env=(("A", "\udcff"),)), PLACES)
         assert wire.decode(wire.encode(made)) == made
-        assert [mount["target"] for mount in made["rootfs"]["mounts"]] == [b"/x", b"/x/y"]
-        assert made["env"] == [[b"A", b"\xff"]]
+        process = wire.decode(made["process"])
+        assert [mount["target"] for mount in process["rootfs"]["mounts"]] == [b"/x", b"/x/y"]
+        assert process["env"] == [[b"A", b"\xff"]]
 
     @pytest.mark.parametrize(
         ("fields", "share", "mode"),
@@ -83,8 +84,8 @@ class TestMessages:
 
     def test_capabilities_that_cannot_be_handed_on_are_left_out(self) -> None:
         places = messages.Places(mountpoint=Path("/m"), shm=None, held_capabilities=0b1)
-        privileges = messages.container(self.spec(capabilities=("CHOWN", "KILL")), places)["privileges"]
-        assert privileges["capabilities"] == 1
+        made = messages.container(self.spec(capabilities=("CHOWN", "KILL")), places)
+        assert wire.decode(made["process"])["privileges"]["capabilities"] == 1
 
     @pytest.mark.parametrize(
         ("fields", "words"),
