@@ -19,7 +19,7 @@ import termios
 import time
 
 from cri.runtime import init, namespaces, record, sockets, wire
-from cri.runtime.streams import LogFile, Output
+from cri.runtime.streams import PIPE, LogFile, Output, enlarge
 from host import syscalls
 from host.errors import HostError, from_errno
 
@@ -113,8 +113,9 @@ class Container:
             os.set_blocking(ours["stdin"], False)
         ours["stdout"], stdout = os.pipe2(os.O_CLOEXEC)
         ours["stderr"], stderr = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(ours["stdout"], False)
-        os.set_blocking(ours["stderr"], False)
+        for name in ("stdout", "stderr"):
+            os.set_blocking(ours[name], False)
+            enlarge(ours[name], PIPE)
         if stdin != null:
             os.close(null)
         return (stdin, stdout, stderr), ours

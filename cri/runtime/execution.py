@@ -6,6 +6,7 @@ import errno
 import os
 
 from cri.runtime import init, namespaces, sockets, wire
+from cri.runtime.streams import PIPE, enlarge
 from host.errors import from_errno
 
 TYPE_CHECKING = False
@@ -68,6 +69,7 @@ class Execution:
             read, write = os.pipe2(os.O_CLOEXEC)
             theirs, ours = (read, write) if name == "stdin" else (write, read)
             os.set_blocking(ours, False)
+            enlarge(ours, PIPE)
             chosen[number] = theirs
             self._names.append(name)
             self._fds.append(ours)

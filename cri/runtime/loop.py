@@ -6,6 +6,7 @@ import _signal as signal
 import os
 import select
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Loop:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._alarms: dict[Callable[[], None], float] = {}
         self._running = True
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
@@ -32,6 +34,25 @@ class Loop:
         """Stop watching; call before the descriptor is closed."""
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
+
+    def alarm(self, callback: Callable[[], None], seconds: float | None) -> None:
+        """Call back once after this time; again to change it, None to call it off."""
+        if seconds is None:
+            self._alarms.pop(callback, None)
+        else:
+            self._alarms[callback] = time.monotonic() + seconds
+
+    def _ring(self) -> None:
+        now = time.monotonic()
+        for callback in [found for found, when in self._alarms.items() if when <= now]:
+            del self._alarms[callback]
+            callback()
+
+    def _patience(self) -> float | None:
+        """Milliseconds until the next alarm; None without one."""
+        if not self._alarms:
+            return None
+        return max(0.0, 1000 * (min(self._alarms.values()) - time.monotonic())) + 1
 
     def watch_children(self, callback: Callable[[int, int], None]) -> None:
         """Call back with (pid, wait status) of every child that ends, orphans of a subreaper included."""
@@ -51,7 +72,7 @@ class Loop:
         """
         failures: dict[int, int] = {}
         while self._running:
-            for fd, events in self._poll.poll():
+            for fd, events in self._poll.poll(self._patience()):
                 callback = self._callbacks.get(fd)
                 if callback is None:
                     continue
@@ -63,6 +84,8 @@ class Loop:
                     failures[fd] = failures.get(fd, 0) + 1
                     if failures[fd] >= _MAX_FAILURES:
                         self.forget(fd)
+            if self._alarms:
+                self._ring()
 
     def stop(self) -> None:
         """Return from `run` after this round."""

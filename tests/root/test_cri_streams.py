@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 
 import pytest
@@ -126,3 +127,11 @@ async def test_attach_shows_output_from_now_on(node: CriNode):
     await node.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=0))
     assert (await stream.read_to_end())["status"] == "Success"
     assert node.log().count("Traceback") == 0
+
+
+async def test_what_a_full_disk_costs_the_log_is_told(node: CriNode):
+    """The count is 0 for a container whose log is whole; it is part of the verbose status."""
+    _, container, _ = await node.launch("sh", "-c", "echo x; sleep 1000")
+    request = pb.ContainerStatusRequest(container_id=container, verbose=True)
+    details = json.loads((await node.runtime.ContainerStatus(request)).info["info"])
+    assert details["droppedLogBytes"] == 0
