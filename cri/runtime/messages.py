@@ -46,6 +46,7 @@ class DeviceNode:
     number: int
     uid: int = 0
     gid: int = 0
+    access: str = "rwm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         else "host"
         if spec.host_pid
         else "pod"
-        if share_pid
+        if share_pid and not spec.own_pid
         else "container"
     )
     return {

@@ -6,11 +6,12 @@ Blocks for a few milliseconds; the client calls it in a thread.
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cri.runtime import messages
-from cri.runtime.devices import device_nodes
+from cri.runtime.devices import device_nodes, device_rules
 from cri.runtime.errors import StartFailed
 from cri.runtime.spec import ContainerSpec
 from cri.runtime.state import StateFolder
@@ -38,7 +39,9 @@ def prepare(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: 
     state.make_container(spec.sandbox_id, spec.id, {"cgroup": spec.cgroup_path})
     if spec.cgroup_path:
         try:
-            cgroups.create(spec.cgroup_path, spec.resources)
+            cgroups.create(
+                spec.cgroup_path, replace(spec.resources, devices=device_rules(spec, places.devices))
+            )
         except HostError as exc:
             state.remove_container(spec.sandbox_id, spec.id)
             raise StartFailed(exc.errno or errno.EIO, f"cgroup: {exc}", step="cgroup") from exc

@@ -84,7 +84,8 @@ def default_rules(held: frozenset[str]) -> list[Rule]:
     rules: list[Rule] = [(pyseccomp.ALLOW, name, ()) for name in names]
     for value in table.PERSONALITIES:
         rules.append((pyseccomp.ALLOW, "personality", (pyseccomp.Arg(0, pyseccomp.EQ, value),)))
-    rules.append((pyseccomp.ALLOW, "socket", (pyseccomp.Arg(0, pyseccomp.NE, table.AF_VSOCK),)))
+    for mask, family in table.SOCKET_FAMILIES:
+        rules.append((pyseccomp.ALLOW, "socket", (pyseccomp.Arg(0, pyseccomp.MASKED_EQ, mask, family),)))
     if "SYS_ADMIN" not in held:
         plain = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, table.CLONE_NAMESPACES, 0)
         rules.append((pyseccomp.ALLOW, "clone", (plain,)))

@@ -123,8 +123,20 @@ PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 CLONE_NAMESPACES = 0x7E020000
 """The CLONE_NEW* bits; clone(2) without CAP_SYS_ADMIN may set none of them."""
 
-AF_VSOCK = 40
-"""socket(2) of the hypervisor's family would lead out of the pod's network."""
+SOCKET_FAMILIES: tuple[tuple[int, int], ...] = (
+    (0xFFFFFFE0, 0),
+    (0xFFFFFFFC, 32),
+    (0xFFFFFFFE, 36),
+    (0xFFFFFFFF, 39),
+    (0xFFFFFFFF, 41),
+    (0xFFFFFFFE, 42),
+    (0xFFFFFFFC, 44),
+)
+"""(mask, value) of the families that socket(2) may make: 0 to 47 but 38 (AF_ALG, the kernel's cryptography,
+with its record of escapes) and 40 (AF_VSOCK, the hypervisor's, which leads out of the pod's network).
+
+The kernel looks at the lower half of the argument only, so a comparison of all 64 bits ("not 40", "above 40")
+lets 2^32 + 40 pass for another family."""
 
 NOT_THERE: tuple[str, ...] = ("clone3", "socketcall")
 """Fail with ENOSYS instead of EPERM without CAP_SYS_ADMIN: their arguments lie in memory, out of a filter's

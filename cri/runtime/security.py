@@ -114,8 +114,8 @@ def capability_name(name: str) -> str:
 def capabilities(*, add: Iterable[str] = (), drop: Iterable[str] = ()) -> tuple[str, ...]:
     """The capability set of an unprivileged container, as CRI asks for it.
 
-    ALL in `drop` starts from none, ALL in `add` from every one; a name in both lists is dropped last unless
-    ALL stands in `drop` (then `add` names what is left), as containerd does.
+    ALL in `drop` starts from none, ALL in `add` from every one, none where both have it; then names of `add`
+    come and names of `drop` go, as in containerd.
 
     Returns:
         bare names in the order of their numbers.
@@ -128,7 +128,7 @@ def capabilities(*, add: Iterable[str] = (), drop: Iterable[str] = ()) -> tuple[
     drop_all = any(name.upper() == "ALL" for name in drops)
     added = {capability_name(name) for name in adds if name.upper() != "ALL"}
     dropped = {capability_name(name) for name in drops if name.upper() != "ALL"}
-    chosen = set(CAPABILITIES) if add_all else set() if drop_all else set(DEFAULT_CAPABILITIES)
+    chosen = set() if drop_all else set(CAPABILITIES) if add_all else set(DEFAULT_CAPABILITIES)
     chosen = (chosen | added) - dropped
     return tuple(name for name in CAPABILITIES if name in chosen)
 

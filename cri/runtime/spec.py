@@ -147,6 +147,8 @@ class ContainerSpec:
     oom_score_adj: int = 0
 
     host_pid: bool = False
+    own_pid: bool = False
+    """A PID namespace of its own even where the pod has one for all (CRI NamespaceMode CONTAINER)."""
     target_container: str = ""
     """Join this container's PID namespace (CRI NamespaceMode TARGET); empty: own, or the pod's."""
 

@@ -20,6 +20,7 @@ from cri.server.container_events import tell
 from cri.server.container_image_volumes import mount_image, unmount_images
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
 from cri.server.container_plan import Place, check_config, container_spec, volume_targets
+from cri.server.container_propagation import check_propagation
 from cri.server.container_seccomp import seccomp_filter
 from cri.server.core import Core
 from cri.server.errors import AlreadyExists, FailedPrecondition
@@ -40,13 +41,13 @@ async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb
 
     Raises:
         UnknownId: no such sandbox.
-        FailedPrecondition: the sandbox is stopped.
+        FailedPrecondition: the sandbox is stopped, or a mount of the node does not propagate as asked.
         ImageMissing: the image has not been pulled.
         InputError, Unsupported: a field of the configuration.
         StartFailed: the root could not be prepared; nothing is left behind.
     """
     sandbox = core.store.sandbox(request.pod_sandbox_id)
-    check_config(request.config)
+    check_config(request.config, sandbox.config)
     meta = request.config.metadata
     key = ("container", sandbox.id, meta.name, meta.attempt)
     container_id = await core.joined.run(key, lambda: _create(core, sandbox, request.config))
@@ -74,6 +75,7 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
     try:
         place = await _prepare(core, place, config, volumes)
         spec = container_spec(config, image.config, place, seccomp=seccomp, devices=devices)
+        check_propagation(spec.mounts)
         facts = await core.runtime.create_container(spec)
     except BaseException as exc:
         with suppress(HostError):
@@ -145,6 +147,7 @@ def _place(
         log=log_file(sandbox.config.log_directory, config.log_path),
         resolv_conf=small / "resolv.conf",
         hostname_file=small / "hostname",
+        hosts_file=small / "hosts",
         hostname=sandbox.config.hostname or os.uname().nodename,
         volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
         images=tuple(data for mount in config.mounts if mount.image.image),  # until they are mounted
@@ -174,6 +177,8 @@ def _devices(config: pb.ContainerConfig) -> list[Device]:
         if not item.host_path.startswith("/dev/") or ".." in source.parts:
             raise InputError(f"devices: host_path {item.host_path[:80]!r} must be below /dev")
         target, access = item.container_path or item.host_path, item.permissions or "rwm"
+        if set(access) - set("rwm"):
+            raise InputError(f"devices: permissions {access[:80]!r} of {target[:80]!r} must be of r, w and m")
         if source.is_dir():
             nodes = (
                 path for path in sorted(source.rglob("*")) if path.is_block_device() or path.is_char_device()

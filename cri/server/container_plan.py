@@ -40,6 +40,7 @@ class Place:
     log: Path | None
     resolv_conf: Path
     hostname_file: Path
+    hosts_file: Path
     hostname: str
     """Value of $HOSTNAME."""
     volumes: tuple[tuple[Path, str], ...] = ()
@@ -48,8 +49,11 @@ class Place:
     """Where each image volume of the configuration is mounted on the host, in its order."""
 
 
-def check_config(config: pb.ContainerConfig) -> None:
+def check_config(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
     """Refuse what is missing, wrong, or not supported, by name.
+
+    Args:
+        pod: the sandbox's configuration, which must be privileged itself for a privileged container.
 
     Raises:
         InputError, Unsupported.
@@ -63,11 +67,27 @@ def check_config(config: pb.ContainerConfig) -> None:
     for mount in config.mounts:
         if mount.uidMappings or mount.gidMappings:
             raise unimplemented(f"ID-mapped mount at {mount.container_path}")
+        _check_recursive_readonly(mount)
     security = config.linux.security_context
+    if security.privileged and not pod.linux.security_context.privileged:
+        raise InputError("security_context.privileged: the pod sandbox of the container is not privileged")
+    if security.namespace_options.pid == pb.TARGET and not security.namespace_options.target_id:
+        raise InputError("namespace_options.pid TARGET needs target_id: a container of the same pod")
     if security.HasField("run_as_group") and not (
         security.HasField("run_as_user") or security.run_as_username
     ):
         raise InputError("run_as_group needs run_as_user or run_as_username")
+
+
+def _check_recursive_readonly(mount: pb.Mount) -> None:
+    """KEP-3857: only a read-only mount with private propagation can be read-only all the way down."""
+    if not mount.recursive_read_only:
+        return
+    where = f"mounts: recursive_read_only at {mount.container_path[:80]!r}"
+    if not mount.readonly:
+        raise InputError(f"{where} needs readonly")
+    if mount.propagation != pb.PROPAGATION_PRIVATE:
+        raise InputError(f"{where} needs propagation PROPAGATION_PRIVATE")
 
 
 def argv_of(config: pb.ContainerConfig, image: ImageConfig) -> tuple[str, ...]:
@@ -109,20 +129,24 @@ def user_of(config: pb.ContainerConfig, image: ImageConfig) -> User:
     """Who the first process is; resolved later, in the image's own passwd file.
 
     Raises:
-        InputError: an id outside 0..2147483647.
+        InputError: an id outside 0..2147483647, or a policy that is not known.
     """
     security = config.linux.security_context
     uid = security.run_as_user.value if security.HasField("run_as_user") else None
     gid = security.run_as_group.value if security.HasField("run_as_group") else None
-    for name, value in (("run_as_user", uid), ("run_as_group", gid)):
+    groups = [("supplemental_groups", number) for number in security.supplemental_groups]
+    for name, value in (("run_as_user", uid), ("run_as_group", gid), *groups):
         if value is not None and not 0 <= value <= _MAX_ID:
             raise InputError(f"{name} {value} is not in 0..{_MAX_ID}")
+    policy = security.supplemental_groups_policy
+    if policy not in (pb.Merge, pb.Strict):
+        raise InputError(f"supplemental_groups_policy {policy} is not known: Merge or Strict")
     return User(
         name="" if uid is not None else security.run_as_username or image.user,
         uid=uid,
         gid=gid,
         supplementary=tuple(security.supplemental_groups),
-        merge_groups=security.supplemental_groups_policy == pb.Merge,
+        merge_groups=policy == pb.Merge,
     )
 
 
@@ -158,7 +182,11 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
     wanted = [(item, _target(item.container_path)) for item in config.mounts]
     taken = {target for _, target in wanted}
     readonly = config.linux.security_context.readonly_rootfs
-    small = ((place.resolv_conf, "/etc/resolv.conf"), (place.hostname_file, "/etc/hostname"))
+    small = (
+        (place.resolv_conf, "/etc/resolv.conf"),
+        (place.hostname_file, "/etc/hostname"),
+        (place.hosts_file, "/etc/hosts"),
+    )
     mounts = [Mount(source=source, target=target, readonly=readonly) for source, target in small]
     mounts += [Mount(source=source, target=target) for source, target in place.volumes]
     mounts = [item for item in mounts if item.target not in taken]
@@ -175,10 +203,18 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
                 target=target,
                 readonly=item.readonly,
                 recursive_readonly=item.recursive_read_only,
-                propagation=_PROPAGATION[item.propagation],
+                propagation=_propagation(item),
             )
         )
     return tuple(sorted(mounts, key=lambda item: item.target.count("/")))
+
+
+def _propagation(mount: pb.Mount) -> Propagation:
+    if mount.propagation not in _PROPAGATION:
+        raise InputError(
+            f"mounts: propagation {mount.propagation} of {mount.container_path[:80]!r} is not known"
+        )
+    return _PROPAGATION[mount.propagation]
 
 
 def volume_targets(config: pb.ContainerConfig, image: ImageConfig) -> tuple[str, ...]:
@@ -250,6 +286,7 @@ def container_spec(
         apparmor_profile="" if privileged else _apparmor(security),
         oom_score_adj=config.linux.resources.oom_score_adj,
         host_pid=options.pid == pb.NODE,
+        own_pid=options.pid == pb.CONTAINER,
         target_container=options.target_id if options.pid == pb.TARGET else "",
         cgroup_path=place.cgroup,
         resources=resources_of(config.linux.resources),

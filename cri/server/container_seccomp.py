@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from cri.runtime import seccomp
 from cri.runtime.security import capabilities
@@ -25,18 +26,52 @@ def seccomp_filter(security: pb.LinuxContainerSecurityContext, *, root: Path) ->
     Raises:
         InputError: an unknown type, a Localhost profile that is missing, unreadable or outside `root`.
     """
-    if security.privileged or not security.HasField("seccomp"):
+    profile = profile_of(security, "seccomp", security.seccomp_profile_path)
+    if security.privileged or profile is None or profile.profile_type == pb.SecurityProfile.Unconfined:
         return b""
-    kind = security.seccomp.profile_type
-    if kind == pb.SecurityProfile.Unconfined:
-        return b""
+    kind = profile.profile_type
     asked = security.capabilities
     held = capabilities(add=asked.add_capabilities, drop=asked.drop_capabilities)
     if kind == pb.SecurityProfile.RuntimeDefault:
         return seccomp.compile_default(capabilities=held)
     if kind == pb.SecurityProfile.Localhost:
-        return seccomp.compile_profile(read_profile(security.seccomp.localhost_ref, root), capabilities=held)
+        return seccomp.compile_profile(read_profile(profile.localhost_ref, root), capabilities=held)
     raise InputError(f"seccomp profile type {kind} is not known")
+
+
+def profile_of(
+    security: pb.LinuxContainerSecurityContext, field: Literal["seccomp", "apparmor"], word: str
+) -> pb.SecurityProfile | None:
+    """The profile asked for; None where nothing is said.
+
+    Args:
+        field: the field that holds it.
+        word: the deprecated field of text: runtime/default, unconfined or localhost/<name>; it counts where
+            `field` is not set.
+
+    Raises:
+        InputError: a word of another form, or a localhost_ref with a type that has none.
+    """
+    if security.HasField(field):
+        profile = getattr(security, field)
+        if profile.localhost_ref and profile.profile_type != pb.SecurityProfile.Localhost:
+            raise InputError(f"{field}.localhost_ref is only for profile_type Localhost")
+        return profile
+    if not word:
+        return None
+    kind, _, name = word.partition("/")
+    if kind == "localhost" and name:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=name)
+    kinds = {
+        "runtime/default": pb.SecurityProfile.RuntimeDefault,
+        "docker/default": pb.SecurityProfile.RuntimeDefault,
+        "unconfined": pb.SecurityProfile.Unconfined,
+    }
+    if word not in kinds:
+        raise InputError(
+            f"{field} profile {word[:200]!r} must be runtime/default, unconfined or localhost/<name>"
+        )
+    return pb.SecurityProfile(profile_type=kinds[word])
 
 
 def read_profile(name: str, root: Path) -> bytes:

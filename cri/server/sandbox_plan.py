@@ -79,8 +79,24 @@ def sandbox_spec(
         share_pid=options.pid == pb.POD,
         netns_path=None if on_host else netns_dir / f"cni-{sandbox_id}",
         cgroup_path=f"/{parent}/{PAUSE_CGROUP}-{sandbox_id[:12]}",
-        sysctls=dict(config.linux.sysctls),
+        sysctls=_sysctls(config),
     )
+
+
+def _sysctls(config: pb.PodSandboxConfig) -> dict[str, str]:
+    """The pod's, and in a network of its own low ports and ping for everybody, as containerd 2 has it.
+
+    An ordinary user of the pod needs neither root nor a capability for them then. Groups of ping are numbers
+    of the user namespace, so a pod with its own is left alone.
+    """
+    given = dict(config.linux.sysctls)
+    if host_network(config):
+        return given
+    defaults = {"net.ipv4.ip_unprivileged_port_start": "0"}
+    options = config.linux.security_context.namespace_options
+    if not (options.HasField("userns_options") and options.userns_options.mode == pb.POD):
+        defaults["net.ipv4.ping_group_range"] = "0 2147483647"
+    return defaults | given
 
 
 def pod_network(config: pb.PodSandboxConfig, *, sandbox_id: str, netns: str) -> PodNetwork:
@@ -133,7 +149,14 @@ def resolv_conf(config: pb.PodSandboxConfig, node_file: bytes) -> bytes:
 
 
 def small_files(
-    config: pb.PodSandboxConfig, *, hostname: str, node_resolv_conf: bytes
+    config: pb.PodSandboxConfig, *, hostname: str, node_resolv_conf: bytes, node_hosts: bytes
 ) -> Mapping[str, bytes]:
-    """The files mounted into every container of the pod, by name in the sandbox's folder."""
-    return {"resolv.conf": resolv_conf(config, node_resolv_conf), "hostname": f"{hostname}\n".encode()}
+    """The files mounted into every container of the pod, by name in the sandbox's folder.
+
+    A kubelet mounts an /etc/hosts of its own; without one a container has the node's, as with containerd.
+    """
+    return {
+        "resolv.conf": resolv_conf(config, node_resolv_conf),
+        "hostname": f"{hostname}\n".encode(),
+        "hosts": node_hosts,
+    }

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _UNDO_SECONDS = 60.0
 _NODE_RESOLV_CONF = Path("/etc/resolv.conf")
+_NODE_HOSTS = Path("/etc/hosts")
 
 
 async def run_pod_sandbox(core: Core, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
@@ -59,7 +60,12 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) ->
     spec = sandbox_spec(
         config, sandbox_id=sandbox_id, netns_dir=core.settings.netns_dir, node_name=os.uname().nodename
     )
-    files = small_files(config, hostname=spec.hostname, node_resolv_conf=_node_resolv_conf())
+    files = small_files(
+        config,
+        hostname=spec.hostname,
+        node_resolv_conf=_node_file(_NODE_RESOLV_CONF),
+        node_hosts=_node_file(_NODE_HOSTS),
+    )
     conflist = None if spec.host_network else core.network.conflist()
     record = SandboxRecord(
         id=sandbox_id,
@@ -128,8 +134,9 @@ def write_small(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
-def _node_resolv_conf() -> bytes:
+def _node_file(path: Path) -> bytes:
+    """Empty where the node has none."""
     try:
-        return _NODE_RESOLV_CONF.read_bytes()[: 1 << 20]
+        return path.read_bytes()[: 1 << 20]
     except OSError:
         return b""

@@ -17,7 +17,6 @@ from cri.runtime.client import Runtime, Spawner, launch_spawner
 from cri.runtime.security import MASKED_PATHS, READONLY_PATHS, capabilities
 from cri.runtime.spec import ContainerFacts, ContainerSpec, SandboxSpec, User
 from host.cgroups import Cgroups, Resources
-from host.cgroups.devices import CONTAINER_DEVICES
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = (  # noqa: SIM905 - a table to read
@@ -83,7 +82,7 @@ class Lab:
             readonly_paths=READONLY_PATHS,
             capabilities=capabilities(),
             cgroup_path=f"{self.cgroup}/pod-{pod}/{name}",
-            resources=Resources(cpu_shares=100, devices=CONTAINER_DEVICES),
+            resources=Resources(cpu_shares=100),
             log_path=self.base / "logs" / f"{name}.log",
         )
         return replace(spec, **fields)

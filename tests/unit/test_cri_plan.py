@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri.images.model import ImageConfig
-from cri.runtime.security import CAPABILITIES
 from cri.server.container_create import log_file
 from cri.server.container_plan import (
     Place,
@@ -17,10 +16,8 @@ from cri.server.container_plan import (
     env_of,
     mounts_of,
     resources_of,
-    user_of,
     volume_targets,
 )
-from cri.server.container_seccomp import read_profile, seccomp_filter
 from cri.server.container_start import user_of_process
 from cri.server.container_update_resources import merged
 from cri.server.render import container_status, select_containers
@@ -42,6 +39,7 @@ PLACE = Place(
     log=Path("/logs/main/0.log"),
     resolv_conf=Path("/s/resolv.conf"),
     hostname_file=Path("/s/hostname"),
+    hosts_file=Path("/s/hosts"),
     hostname="web",
 )
 IMAGE = ImageConfig(
@@ -94,39 +92,6 @@ def test_an_unusable_variable_is_refused(name):
         env_of(config(envs=[pb.KeyValue(key=name, value=b"x")]), IMAGE, hostname="h")
 
 
-def test_who_runs_it():
-    assert user_of(config(), IMAGE).name == "mail"
-    user = user_of(secured(run_as_user=pb.Int64Value(value=0), supplemental_groups=[5]), IMAGE)
-    assert (user.name, user.uid, user.gid, user.supplementary) == ("", 0, None, (5,))
-    assert not user_of(secured(supplemental_groups_policy=pb.Strict), IMAGE).merge_groups
-
-
-@pytest.mark.parametrize("uid", [-1, 2**31, 2**32, 2**63 - 1])
-def test_a_user_id_out_of_range_is_refused(uid):
-    with pytest.raises(InputError, match="run_as_user"):
-        user_of(secured(run_as_user=pb.Int64Value(value=uid)), IMAGE)
-
-
-def test_privileged_means_everything():
-    made = spec(secured(privileged=True, masked_paths=["/proc/kcore"], readonly_paths=["/proc/sys"]))
-    assert made.capabilities == CAPABILITIES
-    assert made.all_devices and made.writable_sys
-    assert made.masked_paths == made.readonly_paths == ()
-
-
-def test_capabilities_are_added_and_dropped():
-    asked = pb.Capability(add_capabilities=["NET_ADMIN"], drop_capabilities=["ALL"])
-    assert spec(secured(capabilities=asked)).capabilities == ("NET_ADMIN",)
-
-
-@pytest.mark.parametrize(
-    ("pid", "host", "target"), [(pb.POD, False, ""), (pb.NODE, True, ""), (pb.TARGET, False, "other")]
-)
-def test_the_pid_namespace(pid, host, target):
-    made = spec(secured(namespace_options=pb.NamespaceOption(pid=pid, target_id="other")))
-    assert (made.host_pid, made.target_container) == (host, target)
-
-
 def test_mounts_are_ordered_and_the_kubelets_win():
     made = config(
         mounts=[
@@ -139,6 +104,7 @@ def test_mounts_are_ordered_and_the_kubelets_win():
     assert mounts == [
         ("/data", "/h", "shared"),
         ("/etc/resolv.conf", "/s/resolv.conf", "private"),
+        ("/etc/hosts", "/s/hosts", "private"),
         ("/data/sub", "/h/sub", "private"),
         ("/etc/hostname", "/h/name", "private"),
     ]
@@ -179,6 +145,7 @@ def test_an_update_keeps_what_it_does_not_name():
         ({"CDI_devices": [pb.CDIDevice(name="x")]}, Unsupported),
         ({"mounts": [pb.Mount(uidMappings=[pb.IDMapping()])]}, Unsupported),
         ({"linux": secured(run_as_group=pb.Int64Value(value=1)).linux}, InputError),
+        ({"linux": secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET)).linux}, InputError),
     ],
 )
 def test_what_is_missing_or_unsupported_is_refused_by_name(fields, error):
@@ -187,7 +154,7 @@ def test_what_is_missing_or_unsupported_is_refused_by_name(fields, error):
         made.metadata.name = "main"
     made.MergeFrom(pb.ContainerConfig(**fields))
     with pytest.raises(error):
-        check_config(made)
+        check_config(made, pb.PodSandboxConfig())
 
 
 @pytest.mark.parametrize("relative", ["../x", "/x", "a/../b", "a//b", "./a", "a\0b", "a/"])
@@ -202,30 +169,6 @@ def test_no_log_is_wanted_without_directory_or_name():
     assert log_file("", "0.log") is None
     assert log_file("/logs", "") is None
     assert log_file("/logs", "main/0.log") == Path("/logs/main/0.log")
-
-
-@pytest.mark.parametrize(
-    "name", ["", "../x", "a/../../x", "/etc/passwd", ".", "a//b", "none.json", "link.json", "dir"]
-)
-def test_a_seccomp_profile_stays_in_its_folder(tmp_path, name):
-    (tmp_path / "dir").mkdir()
-    (tmp_path / "link.json").symlink_to("/etc/passwd")
-    with pytest.raises(InputError):
-        read_profile(name, tmp_path)
-
-
-def test_seccomp_kinds(tmp_path):
-    (tmp_path / "mine.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
-
-    def found(security: dict) -> bytes:
-        return seccomp_filter(pb.LinuxContainerSecurityContext(**security), root=tmp_path)
-
-    profile = pb.SecurityProfile
-    assert found({}) == found({"seccomp": profile(profile_type=profile.Unconfined)}) == b""
-    assert len(found({"seccomp": profile(profile_type=profile.RuntimeDefault)})) % 8 == 0
-    local = profile(profile_type=profile.Localhost, localhost_ref=str(tmp_path / "mine.json"))
-    assert found({"seccomp": local})
-    assert found({"seccomp": local, "privileged": True}) == b""
 
 
 @pytest.mark.parametrize(
