@@ -41,6 +41,8 @@ class Settings:
         "/var/lib/kubelet/seccomp"
     )
     stream_address: Annotated[str, "HOST:PORT of exec, attach and port-forward streams"] = "127.0.0.1:0"
+    max_concurrent_downloads: Annotated[int, "layers of one image that are fetched at a time"] = 3
+    image_pull_progress_timeout: Annotated[int, "seconds without a byte after which a pull is given up"] = 300
     pinned_images: Annotated[tuple[str, ...], "image names that garbage collection leaves alone"] = ()
     log_level: Annotated[str, "debug, info, warning or error"] = "info"
 
@@ -143,6 +145,8 @@ def build(values: Mapping[str, Any]) -> Settings:
             if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
                 raise InputError(f"{_key(item.name)} must be a list of strings")
             typed[item.name] = tuple(value)
+        elif isinstance(item.default, int):
+            typed[item.name] = _positive(_key(item.name), value)
         elif not isinstance(value, str):
             raise InputError(f"{_key(item.name)} must be a string, not {type(value).__name__}")
         elif isinstance(item.default, Path):
@@ -154,6 +158,13 @@ def build(values: Mapping[str, Any]) -> Settings:
     settings = Settings(**typed)
     _check(settings)
     return settings
+
+
+def _positive(key: str, value: Any) -> int:
+    text = str(value) if isinstance(value, str) or type(value) is int else ""
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text)):
+        raise InputError(f"{key} must be a whole number from 1 to 999999, not {value!r}")
+    return int(text)
 
 
 def _check(settings: Settings) -> None:

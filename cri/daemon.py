@@ -60,6 +60,8 @@ class Daemon:
         images = ImageStore(
             settings.root / "images",
             registry_config_dir=settings.registry_config_dir,
+            max_concurrent_downloads=settings.max_concurrent_downloads,
+            progress_timeout=float(settings.image_pull_progress_timeout),
             pinned=settings.pinned_images,
         )
         store = Store(settings.state)

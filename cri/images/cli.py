@@ -1,6 +1,6 @@
 """`nodelet-cri image …`: the image store from a terminal.
 
-    ls, pull, rm, prune     ask the running daemon over CRI
+    ls, pull, rm, prune     ask the running daemon over CRI; progress comes from its verbose Status
     import, export          work on the store's files beside it; the daemon notices by itself
 
 What registries and images say is shown with control characters escaped.
@@ -8,17 +8,22 @@ What registries and images say is shown with control characters escaped.
 
 import argparse
 import asyncio
+import json
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cri.client import QUICK_SECONDS, SOCKET, Parser, ask, shown
+from cri.images import reference
 from cri.images.errors import ImageError
 from host.errors import HostError, InputError
 
 _ROOT = Path("/var/lib/nodelet/cri")
 _PULL_SECONDS = 3600.0
+_REDRAW_SECONDS = 0.5
+_BAR = 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +52,8 @@ def _parser() -> Parser:
         added.set_defaults(run=run)
         return added
 
-    verb("ls", "list images", _ls)
+    listing = verb("ls", "list images", _ls)
+    listing.add_argument("--pulls", action="store_true", help="the pulls under way instead")
     verb("pull", "pull an image", _pull).add_argument("image")
     verb("rm", "remove images", _rm).add_argument("image", nargs="+")
     verb("prune", "remove images that no container uses", _prune)
@@ -66,6 +72,13 @@ def _add_places(parser: argparse.ArgumentParser, *, endpoint: str, root: Path | 
 
 
 def _ls(arguments: argparse.Namespace) -> None:
+    def pulls(_: Any, runtime: Any, pb: Any) -> None:
+        print(f"{'LAYERS':10}{'DONE':>6}{'SIZE':>12}{'SECONDS':>9}  NAME")
+        for pull in _pulls(runtime, pb):
+            layers, size = f"{pull['layersDone']}/{pull['layers']}", f"{pull['bytes'] / 1e6:.1f} MB"
+            share = f"{_percent(pull)} %"
+            print(f"{layers:10}{share:>6}{size:>12}{pull['seconds']:>9}  {shown(pull['image'])}")
+
     def rows(images: Any, _: Any, pb: Any) -> None:
         found = images.ListImages(pb.ListImagesRequest(), timeout=QUICK_SECONDS).images
         print(f"{'IMAGE ID':14}{'SIZE':>10}  NAME")
@@ -75,15 +88,47 @@ def _ls(arguments: argparse.Namespace) -> None:
                 size = f"{image.size / 1e6:.1f} MB"
                 print(f"{image.id.removeprefix('sha256:')[:12]:14}{size:>10}  {shown(name)}")
 
-    ask(arguments.endpoint, rows)
+    ask(arguments.endpoint, pulls if arguments.pulls else rows)
+
+
+def _pulls(runtime: Any, pb: Any) -> list[dict[str, Any]]:
+    """The daemon's pulls under way."""
+    info = runtime.Status(pb.StatusRequest(verbose=True), timeout=QUICK_SECONDS).info
+    pulls: list[dict[str, Any]] = json.loads(info.get("imagePulls", "[]"))
+    return pulls
+
+
+def _percent(pull: dict[str, Any]) -> int:
+    return 100 * int(pull["bytesDone"]) // int(pull["bytes"]) if pull["bytes"] else 0
 
 
 def _pull(arguments: argparse.Namespace) -> None:
-    def pull(images: Any, _: Any, pb: Any) -> None:
+    def pull(images: Any, runtime: Any, pb: Any) -> None:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=arguments.image))
-        print(images.PullImage(request, timeout=_PULL_SECONDS).image_ref)
+        if not sys.stderr.isatty():
+            print(images.PullImage(request, timeout=_PULL_SECONDS).image_ref)
+            return
+        name, answer = str(reference.parse(arguments.image)), images.PullImage.future(request, _PULL_SECONDS)
+        ended = threading.Event()
+        answer.add_done_callback(lambda _: ended.set())
+        while not ended.wait(_REDRAW_SECONDS):
+            for item in _pulls(runtime, pb):
+                if item["image"] == name:
+                    print(f"\r\x1b[K{_bar(item)}", end="", file=sys.stderr, flush=True)
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(answer.result().image_ref)
 
     ask(arguments.endpoint, pull)
+
+
+def _bar(pull: dict[str, Any]) -> str:
+    """`[=====     ]  50 %  2/5 layers  12.3/24.6 MB`."""
+    share = _percent(pull)
+    drawn = "=" * (share * _BAR // 100)
+    return (
+        f"[{drawn:{_BAR}}] {share:3} %  {pull['layersDone']}/{pull['layers']} layers  "
+        f"{pull['bytesDone'] / 1e6:.1f}/{pull['bytes'] / 1e6:.1f} MB"
+    )
 
 
 def _rm(arguments: argparse.Namespace) -> None:

@@ -22,12 +22,10 @@ from cri.images.imageconfig import ParsedConfig, chain_ids, parse_config
 from cri.images.joint import JointTasks
 from cri.images.layers import LayerStore
 from cri.images.manifest import Descriptor, FetchedManifest, Index, Manifest, Platform
-from cri.images.model import Progress, PullProgress
+from cri.images.progress import Meter
 from cri.images.reference import Reference
 from cri.images.unpack import UnpackRequest
 from cri.images.unpacker import unpack_layer
-
-_REPORT_BYTES = 4 << 20
 
 
 class Fetches(Protocol):
@@ -92,13 +90,13 @@ class Pull:
         fetcher: Fetches,
         *,
         guard: ExitStack,
-        progress: Callable[[PullProgress], None] | None = None,
+        meter: Meter,
     ) -> None:
         self._shop = workshop
         self._ref = ref
         self._fetcher = fetcher
         self._guard = guard
-        self._meter = _Meter(progress)
+        self._meter = meter
 
     async def run(self) -> Pulled:
         """Bring everything in; PullError, StoreFull."""
@@ -207,9 +205,11 @@ class Pull:
                 # Another pull's failure may be about its credentials or mirrors: try with ours.
 
     async def _fetch(self, descriptor: Descriptor, on_bytes: Callable[[int], None] | None) -> None:
-        writer = self._shop.blobs.writer(descriptor.digest, descriptor.size)
-        with writer:
-            await self._fetcher.blob(descriptor, writer, on_bytes or (lambda count: None))
+        with self._shop.blobs.writer(descriptor.digest, descriptor.size) as writer:
+            await asyncio.to_thread(writer.resume)
+            count = on_bytes or (lambda _: None)
+            count(writer.count)
+            await self._fetcher.blob(descriptor, writer, count)
 
     async def _unpack(self, at: int, chain: tuple[str, ...], layer: Descriptor, diff_id: str) -> None:
         chain_id = chain[at]
@@ -250,36 +250,3 @@ class Pull:
             raise type(exc)(f"{self._ref}: {exc}") from exc
         finally:
             shop.work.discard(work)
-
-
-class _Meter:
-    """Counts and reports, at most once for every few MiB and once a layer."""
-
-    def __init__(self, report: Progress | None) -> None:
-        self._report = report
-        self._layers = self._done = self._total = self._bytes = self._reported = 0
-
-    def begin(self, sizes: dict[int, int], layers: int) -> None:
-        self._layers, self._done, self._total = layers, layers - len(sizes), sum(sizes.values())
-        self._tell()
-
-    def received(self, count: int) -> None:
-        self._bytes += count
-        if self._bytes - self._reported >= _REPORT_BYTES:
-            self._tell()
-
-    def layer_done(self) -> None:
-        self._done += 1
-        self._tell()
-
-    def _tell(self) -> None:
-        self._reported = self._bytes
-        if self._report is not None:
-            self._report(
-                PullProgress(
-                    layers=self._layers,
-                    layers_done=self._done,
-                    bytes_total=self._total,
-                    bytes_done=min(self._bytes, self._total),
-                )
-            )

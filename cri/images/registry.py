@@ -88,12 +88,19 @@ class Fetcher:
     async def blob(self, descriptor: Descriptor, writer: BlobWriter, on_bytes: Callable[[int], None]) -> None:
         """Fetch a blob into `writer` and commit it; `on_bytes` gets the length of each piece.
 
-        A connection that breaks is resumed where it broke, as long as it had made progress.
+        A connection that breaks is resumed where it broke, as long as it had made progress; so is what an
+        earlier pull or another server left. When that turns out wrong, it is fetched from its beginning.
         """
 
         async def fetch(server: Endpoint) -> None:
-            await asyncio.to_thread(writer.restart)
-            await self._blob_from(server, descriptor, writer, on_bytes)
+            inherited = writer.count
+            try:
+                await self._blob_from(server, descriptor, writer, on_bytes)
+            except CorruptContent:
+                await _restart(writer, on_bytes)
+                if not inherited:
+                    raise
+                await self._blob_from(server, descriptor, writer, on_bytes)
 
         await self._first("pull", fetch)
 
@@ -137,7 +144,8 @@ class Fetcher:
         for attempt in range(_MAX_ATTEMPTS):
             before = writer.count
             try:
-                await self._blob_rest(server, descriptor, writer, on_bytes)
+                if before < descriptor.size or not before:  # all of it may have been there
+                    await self._blob_rest(server, descriptor, writer, on_bytes)
                 await asyncio.to_thread(writer.commit)
                 return
             except RegistryUnavailable:
@@ -157,11 +165,11 @@ class Fetcher:
         headers = {"Range": f"bytes={writer.count}-"} if writer.count else {}
         async with self._get(server, url, headers) as response:
             if response.status == 416:
-                await asyncio.to_thread(writer.restart)
+                await _restart(writer, on_bytes)
                 raise RegistryUnavailable(f"{what}: {server.netloc} cannot resume")
             await self._expect(response, (200, 206), what)
             if writer.count and not _continues(response, writer.count):
-                await asyncio.to_thread(writer.restart)
+                await _restart(writer, on_bytes)
             batch = bytearray()
             try:
                 with _client_errors(what, server.netloc):
@@ -338,6 +346,11 @@ def _redirect(url: URL, location: str) -> URL:
     if challenge.is_link_local(host):
         raise RegistryUnavailable(f"{url.authority} redirects to a link-local address")
     return target.with_fragment(None)
+
+
+async def _restart(writer: BlobWriter, on_bytes: Callable[[int], None]) -> None:
+    on_bytes(-writer.count)
+    await asyncio.to_thread(writer.restart)
 
 
 def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:

@@ -3,7 +3,8 @@
     <root>/blobs/sha256/<hex>         manifests, configurations, compressed layers
     <root>/layers/<chain id>/diff     unpacked layers, one overlay lower directory each
     <root>/images/<hex>.json          one record an image, by image ID
-    <root>/tmp/                       downloads and unpackings under way; emptied by `open`
+    <root>/partial/<hex>              downloads under way or cut off, to be resumed
+    <root>/tmp/                       unpackings and imports under way; emptied by `open`
 
 Everything comes into being under a temporary name and is renamed when it is whole and verified, so
 a crash or a full disk at any point leaves complete images and rubbish in `tmp/`, never half an image.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.images import hosts, reference
 from cri.images.blobs import BlobStore, disk_error
-from cri.images.errors import ImageMissing
+from cri.images.errors import ImageError, ImageMissing, StoreFull
 from cri.images.index import ImageIndex, ImageRecord
 from cri.images.layers import LayerStore
 from cri.images.manifest import MAX_CONFIG_BYTES, Platform, this_platform
@@ -34,6 +35,7 @@ from cri.images.model import (
     PullProgress,
     StoreUsage,
 )
+from cri.images.progress import Meter, PullBoard
 from cri.images.pulling import Fetches, Pull, Pulled, Workshop
 from host.errors import Busy
 from host.files import locked
@@ -46,6 +48,7 @@ __all__ = ["Credentials", "Image", "ImageConfig", "ImageStore", "Progress", "Pul
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SYNC_DELAY = 2.0
+_PARTIAL_SECONDS = 24 * 3600.0
 
 
 class ImageStore:
@@ -98,6 +101,7 @@ class ImageStore:
             keep_layer_blobs=keep_layer_blobs,
         )
         self._index = ImageIndex(root, blobs)
+        self._board = PullBoard()
         self._holds: dict[str, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit = ExitStack()
@@ -179,11 +183,27 @@ class ImageStore:
     async def _bring(
         self, ref: reference.Reference, fetcher: Fetches, *, progress: Progress | None = None
     ) -> ImageRecord:
-        with ExitStack() as guard:
-            pulled = await Pull(self._shop, ref, fetcher, guard=guard, progress=progress).run()
-            record = self._record(ref, pulled)
+        meter = Meter(str(ref), progress)
+        self._board.begin(meter)
+        failure = "cancelled"
+        try:
+            with ExitStack() as guard:
+                pulled = await Pull(self._shop, ref, fetcher, guard=guard, meter=meter).run()
+                record = self._record(ref, pulled)
+            failure = ""
+        except ImageError as exc:
+            failure = str(exc)
+            if isinstance(exc, StoreFull):
+                await asyncio.to_thread(self._shop.blobs.drop_partials, older_than=0.0)
+            raise
+        finally:
+            self._board.end(meter, failure=failure)
         self._background(self._sync_soon())
         return record
+
+    def pulls(self) -> list[dict[str, Any]]:
+        """The pulls under way, for people to look at: image, seconds, layers and bytes."""
+        return self._board.facts()
 
     @property
     def blobs(self) -> BlobStore:
@@ -305,6 +325,7 @@ class ImageStore:
         for chain_id in [layer for layer in self._shop.layers.facts if layer not in chains]:
             if chain_id not in self._shop.in_use:
                 self._shop.layers.remove(chain_id)
+        await asyncio.to_thread(self._shop.blobs.drop_partials, older_than=_PARTIAL_SECONDS)
         await self._shop.layers.sweep(keep=frozenset(self._shop.work))
 
     def usage(self) -> StoreUsage:

@@ -45,6 +45,7 @@ async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse
         settings = core.settings
         response.info["config"] = json.dumps({key: str(value) for key, value in vars(settings).items()})
         response.info["cniconfig"] = json.dumps(conflist)
+        response.info["imagePulls"] = json.dumps(core.images.pulls())
     return response
 
 

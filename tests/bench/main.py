@@ -1,7 +1,8 @@
 """`tests/bench/run NAME [--lab LAB]`: bring up a lab with one nodelet and one stock node, measure, show.
 
 A lab that is up already is used and kept; one that was brought up for the run is taken down after it.
-`runtime` needs no lab: it runs both container runtimes by themselves, in namespaces of its own.
+`runtime` and `images` need no lab: they run both container runtimes by themselves, in namespaces of their
+own.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import pods, report, runtime
+from tests.bench import images, pods, report, runtime
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
 BENCHMARKS: dict[str, Benchmark] = {"pods": pods.run}
-WITHOUT_LAB: dict[str, Benchmark] = {"runtime": runtime.run}
+WITHOUT_LAB: dict[str, Benchmark] = {"images": images.run, "runtime": runtime.run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

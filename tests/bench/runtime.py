@@ -194,16 +194,7 @@ def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
     with ExitStack() as stack:
         folder = stack.enter_context(throw_away_namespaces())
         stack.callback(Cgroups().remove, cgroup)
-        registry, port = runtimes.start_registry(folder)
-        stack.callback(registry.wait)
-        stack.callback(registry.terminate)
-        sides = [runtimes.start_ours(folder / "ours", registry=port)]
-        stack.callback(sides[0].stop)
-        if runtimes.stock_is_built(lab):
-            sides.append(runtimes.start_stock(folder / "stock", registry=port, lab=lab))
-            stack.callback(sides[1].stop)
-        else:
-            say("containerd and runc are not in the lab's cache: a lab with a stock node builds them")
+        sides = runtimes.start_sides(folder, lab, stack=stack, say=say)
         for side in sides:
             side.pull()
         say(f"{PODS} pods on each runtime, in turns")

@@ -11,7 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,20 @@ def start_stock(folder: Path, *, registry: int, lab: Layout) -> Runtime:
     argv = [str(containerd), "--config", str(config)]
     socket = Path(stocknode.SOCKET.removeprefix("unix://"))
     return _launch("containerd", argv, socket, folder=folder, env={"PATH": path}, cwd=folder)
+
+
+def start_sides(
+    folder: Path, lab: Layout, *, stack: ExitStack, say: Callable[[str], None]
+) -> tuple[Runtime, ...]:
+    """A registry, ours, and containerd when the lab's cache has it; `stack` ends them."""
+    registry, port = start_registry(folder)
+    stack.callback(registry.wait)
+    stack.callback(registry.terminate)
+    sides = [start_ours(folder / "ours", registry=port)]
+    stack.callback(sides[0].stop)
+    if stock_is_built(lab):
+        sides.append(start_stock(folder / "stock", registry=port, lab=lab))
+        stack.callback(sides[1].stop)
+    else:
+        say("containerd and runc are not in the lab's cache: a lab with a stock node builds them")
+    return tuple(sides)

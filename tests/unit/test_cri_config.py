@@ -33,6 +33,8 @@ def test_flags_win_over_the_file(tmp_path):
         (["--log-level=loud"], "loud"),
         (["--stream-address=0.0.0.0:80"], "127.0.0.1"),
         (["--stream-address=127.0.0.1:99999"], "127.0.0.1"),
+        (["--max-concurrent-downloads=0"], "maxConcurrentDownloads"),
+        (["--image-pull-progress-timeout=soon"], "imagePullProgressTimeout"),
         (["--config=/none"], "/none"),
         (["extra"], "extra"),
     ],
@@ -52,6 +54,8 @@ def test_a_mistake_is_one_line_with_its_name(argv, words, capsys):
         ("- a", "mapping"),
         ("root: 5", "root must be a string"),
         ("pinnedImages: x", "list of strings"),
+        ("maxConcurrentDownloads: true", "whole number"),
+        ("maxConcurrentDownloads: -1", "whole number"),
         ("a: [", "not YAML"),
     ],
 )
