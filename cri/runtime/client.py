@@ -384,13 +384,12 @@ class Runtime:
         """Run to its end and collect the output, at most `limit` bytes a stream.
 
         Raises:
-            TimedOut: after `timeout` seconds; the process and its process group are killed.
+            TimedOut: after `timeout` seconds; the process and what it has started are killed.
             StartFailed: the program could not be executed.
         """
         process = await self.exec(sandbox_id, container_id, ExecSpec(argv=argv))
         try:
-            async with asyncio.timeout(timeout):
-                return await collect(process, limit)
+            return await collect(process, limit=limit, timeout=timeout)
         except TimeoutError as exc:
             raise TimedOut(errno.ETIMEDOUT, f"exec {argv[0]!r}", f"no end after {timeout} s") from exc
         finally:

@@ -57,6 +57,9 @@ class Container:
         self._outputs: dict[str, Output] = {}
         self._stdin = -1
         self._master = -1
+        self._execs = 0
+        self._left: list[bytes] = []
+        """Cgroups of ended execs that something still lives in."""
 
     def facts(self) -> dict[str, Any]:
         """What `messages.container_facts` reads."""
@@ -246,6 +249,31 @@ class Container:
             kill_listed(self.spec["procs_file"])
         self.signal(signal.SIGKILL)
 
+    def make_exec_cgroup(self) -> bytes:
+        """A cgroup below the container's that can be killed alone (cgroup.kill, kernel 5.14); else its own.
+
+        It gets no controllers: the kernel allows processes beside it only so, and the limits above it hold.
+        """
+        own: bytes = self.spec["birthplace"]
+        if not own:
+            return own
+        self._execs += 1
+        path = own + b"/exec-%d" % self._execs
+        try:
+            os.mkdir(path, 0o755)
+        except OSError:
+            return own
+        if not os.access(path + b"/cgroup.kill", os.W_OK):
+            os.rmdir(path)
+            return own
+        return path
+
+    def remove_exec_cgroup(self, path: bytes) -> None:
+        """Also those of earlier execs that were still lived in; the last go with the container."""
+        if path != self.spec["birthplace"]:
+            self._left.append(path)
+        self._left = [path for path in self._left if not _remove_cgroup(path)]
+
     def attach(self, wanted: dict[str, Any]) -> tuple[list[str], tuple[int, ...]]:
         """(names, descriptors) of the streams asked for that exist."""
         fds: dict[str, int] = {}
@@ -281,6 +309,14 @@ class Container:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self._stdin = self._master = -1
+
+
+def _remove_cgroup(path: bytes) -> bool:
+    try:
+        os.rmdir(path)
+    except OSError as exc:
+        return exc.errno == errno.ENOENT
+    return True
 
 
 def kill_listed(procs_file: bytes) -> None:

@@ -1,7 +1,14 @@
-"""A further process in a running container, as its supervisor sees it; it belongs to one connection."""
+"""A further process in a running container, as its supervisor sees it; it belongs to one connection.
+
+With cgroup2 it is born in a cgroup of its own below the container's. So what a client that has gone left
+running can be killed as a whole, a daemon in a session of its own included, and the container's limits,
+figures and kill cover it all the same. What it leaves behind when it ends by itself lives on, as with any
+runtime. On v1 alone the process group is all that can be found again.
+"""
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 
@@ -36,12 +43,14 @@ class Execution:
         self._names: list[str] = []
         self._fds: list[int] = []
         stdio = self._make_stdio()
+        self._cgroup = container.make_exec_cgroup()
         self._control, theirs = sockets.pair(sockets.PACKETS)
         try:
             self.pid = self._fork(stdio, theirs)
         except OSError:
             self._control.close()
             self._close_fds()
+            container.remove_exec_cgroup(self._cgroup)
             raise
         finally:
             theirs.close()
@@ -50,7 +59,7 @@ class Execution:
         loop.watch(self._control.fileno(), self._told)
 
     def _fork(self, stdio: tuple[int, int, int], theirs: Socket) -> int:
-        pid, pidfd = namespaces.fork_into(self.container.pidfd, self.container.spec["birthplace"])
+        pid, pidfd = namespaces.fork_into(self.container.pidfd, self._cgroup)
         if pid == 0:
             changes = {"who": self.container.who, "argv": self._request["argv"], "tty": self._request["tty"]}
             process = self.container.spec["process"]
@@ -104,7 +113,10 @@ class Execution:
         self._fds = []
 
     def kill(self, number: int) -> None:
-        """Signal its whole process group (it leads a session of its own)."""
+        """Signal its process group (it leads a session of its own); SIGKILL is for all it has started."""
+        if number == signal.SIGKILL and self._cgroup != self.container.spec["birthplace"]:
+            namespaces.write_number(self._cgroup + b"/cgroup.kill", 1)
+            return
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
@@ -117,6 +129,7 @@ class Execution:
 
     def ended(self, status: int) -> None:
         """It was reaped: tell its connection."""
+        self.container.remove_exec_cgroup(self._cgroup)
         while self._control.fileno() >= 0:
             self._told(0)
         self._close_fds()

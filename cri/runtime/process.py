@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from cri.runtime.spec import ExecResult
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 _DRAIN_S = 1.0
+_PIPE_MOST = 1 << 20
+"""What a pipe can hold (pipe(7), pipe-max-size): what a process wrote before its end is within that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +82,24 @@ def set_window_size(terminal: int, *, width: int, height: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
 
-async def collect(process: ExecProcess, limit: int) -> ExecResult:
+async def collect(process: ExecProcess, *, limit: int, timeout: float | None) -> ExecResult:
     """Read both outputs to their end and wait for the exit code.
 
-    A grandchild that keeps the pipes open after the process has ended is not waited for longer than a second.
+    A grandchild that keeps the pipes open after the process has ended is not waited for longer than a second,
+    which no longer counts against the time limit.
+
+    Args:
+        limit: bytes of each output that are kept; what is beyond is read and thrown away.
+        timeout: seconds for the process to end; None for no limit.
+
+    Raises:
+        TimeoutError: it has not ended; it is the caller's to kill.
     """
     outputs = [_Output(process.stdout, limit), _Output(process.stderr, limit)]
     readers = [asyncio.ensure_future(output.run()) for output in outputs]
     try:
-        code = await process.wait()
+        async with asyncio.timeout(timeout):
+            code = await process.wait()
         await asyncio.wait(readers, timeout=_DRAIN_S)
     finally:
         for reader in readers:
@@ -118,7 +129,7 @@ class _Output:
         done: asyncio.Future[None] = loop.create_future()
 
         def ready() -> None:
-            if not self._more() and not done.done():
+            if self._take() == 0 and not done.done():
                 done.set_result(None)
 
         loop.add_reader(self._fd, ready)
@@ -126,20 +137,25 @@ class _Output:
             await done
         finally:
             loop.remove_reader(self._fd)
-            while self._more(once=True):
-                pass
+            self._take_rest()
 
-    def _more(self, *, once: bool = False) -> bool:
-        """Take a chunk; False at the end (or, with `once`, when nothing is there now)."""
+    def _take_rest(self) -> None:
+        """What is in the pipe, and no more than it holds: somebody may go on writing for ever."""
+        left = _PIPE_MOST
+        while left > 0 and (taken := self._take()):
+            left -= taken
+
+    def _take(self) -> int | None:
+        """Take a chunk: its size, 0 at the end, None when nothing is there now."""
         if self._fd is None:
-            return False
+            return 0
         try:
             piece = os.read(self._fd, _CHUNK)
         except BlockingIOError:
-            return not once
+            return None
         except OSError:
-            return False
+            return 0
         room = self._limit - len(self.data)
         self.data += piece[:room]
         self.truncated = self.truncated or len(piece) > room
-        return bool(piece)
+        return len(piece)
