@@ -44,11 +44,13 @@ _APPLETS = [
     "wget",
     "seq",
     "head",
+    "mknod",
 ]
 _UIDS = itertools.count(1)
 
 
-def _files() -> dict[str, Path | bytes | Entry]:
+def base_files() -> dict[str, Path | bytes | Entry]:
+    """Busybox, two users and a group: what every image of these tests has."""
     files: dict[str, Path | bytes | Entry] = {
         "bin/busybox": Entry(data=Path("/bin/busybox").read_bytes(), mode=0o755),
         "tmp": Entry(directory=True, mode=0o1777),
@@ -61,13 +63,15 @@ def _files() -> dict[str, Path | bytes | Entry]:
 def build_images(store: Path) -> None:
     """Fill a registry store with the images these tests use."""
     env = {"PATH": "/bin", "FROM": "image"}
-    build_image(store, "registry.test/busybox", tags=("1",), files=_files(), cmd=["sleep", "1000"], env=env)
+    build_image(
+        store, "registry.test/busybox", tags=("1",), files=base_files(), cmd=["sleep", "1000"], env=env
+    )
     data = {"data/file": b"from the image", "data/link": Entry(link="/etc/passwd")}
     build_image(
         store,
         "registry.test/volumes",
         tags=("1",),
-        files=_files() | data,
+        files=base_files() | data,
         cmd=["sleep", "1000"],
         volumes=["/data"],
     )
