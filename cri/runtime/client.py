@@ -19,7 +19,7 @@ from cri.runtime import identity, messages
 from cri.runtime.errors import StartFailed
 from cri.runtime.launch import Spawner, launch_spawner
 from cri.runtime.link import Link, connect
-from cri.runtime.placement import prepare
+from cri.runtime.placement import Placement, plan, prepare
 from cri.runtime.process import Attachment, ExecProcess, collect
 from cri.runtime.spec import (
     ContainerFacts,
@@ -269,14 +269,23 @@ class Runtime:
             StartFailed: the root could not be prepared; the message says which step. Nothing is left behind.
             Exists: the sandbox has a container of this id.
         """
-        link = self._link(spec.sandbox_id)
+        return await self.make_container(self.plan_container(spec))
+
+    def plan_container(self, spec: ContainerSpec) -> Placement:
+        """The first half of `create_container`: look at the whole spec and change nothing."""
+        self._link(spec.sandbox_id)
         messages.check_id("container", spec.id)
-        message = await asyncio.to_thread(prepare, spec, self._state, self._cgroups, held=self._held)
+        return plan(spec, self._state, self._cgroups, held=self._held)
+
+    async def make_container(self, place: Placement) -> ContainerFacts:
+        """The second half of `create_container`; raises as it does, but for InputError."""
+        link = self._link(place.sandbox_id)
+        await asyncio.to_thread(prepare, place, self._state, self._cgroups)
         try:
-            return self._remember(spec.sandbox_id, await link.request("create", spec=message))
+            return self._remember(place.sandbox_id, await link.request("create", spec=place.message))
         except BaseException:
             with suppress(HostError):
-                await asyncio.to_thread(self._state.remove_container, spec.sandbox_id, spec.id)
+                await asyncio.to_thread(self._state.remove_container, place.sandbox_id, place.id)
             raise
 
     async def start_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:

@@ -1,12 +1,12 @@
 """Before a container is made: its folder, record and cgroup, and the message that says where they are.
 
-Blocks for a few milliseconds; the client calls it in a thread.
+`prepare` blocks for a few milliseconds; the client calls it in a thread.
 """
 
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,57 @@ from cri.runtime.devices import device_nodes, device_rules
 from cri.runtime.errors import StartFailed
 from cri.runtime.spec import ContainerSpec
 from cri.runtime.state import StateFolder
-from host.cgroups import Cgroups
+from host.cgroups import Cgroups, Resources
 from host.errors import HostError
 
 
-def prepare(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int) -> dict[str, Any]:
-    """Check the spec, write the record of what is to be undone, make the cgroup.
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A spec that has been found good, and what becomes of it."""
+
+    sandbox_id: str
+    id: str
+    cgroup_path: str
+    resources: Resources
+    """With the devices that the container may use."""
+    message: dict[str, Any]
+    """The container for `Container`, as `messages.container` writes it."""
+
+
+def plan(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int) -> Placement:
+    """Check the spec and say where its things will be.
 
     Args:
         held: mask of the capabilities that this process may hand on.
 
-    Returns:
-        the container for `Container`, as `messages.container` writes it.
-
     Raises:
-        InputError: a field of the spec is wrong; nothing was made.
-        Exists: the sandbox has a container of this id.
-        StartFailed: the cgroup was refused; nothing is left.
+        InputError, HostError: a field of the spec is wrong, or a device is missing.
     """
     sandbox = state.read(state.sandbox(spec.sandbox_id), "sandbox")
     places = _places(spec, state, cgroups, host_ipc=sandbox.get("host_ipc", False), held=held)
-    message = messages.container(spec, places, share_pid=sandbox.get("share_pid", False))
-    state.make_container(spec.sandbox_id, spec.id, {"cgroup": spec.cgroup_path})
-    if spec.cgroup_path:
+    return Placement(
+        sandbox_id=spec.sandbox_id,
+        id=spec.id,
+        cgroup_path=spec.cgroup_path,
+        resources=replace(spec.resources, devices=device_rules(spec, places.devices)),
+        message=messages.container(spec, places, share_pid=sandbox.get("share_pid", False)),
+    )
+
+
+def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
+    """Write the record of what is to be undone, make the cgroup.
+
+    Raises:
+        Exists: the sandbox has a container of this id.
+        StartFailed: the cgroup was refused; nothing is left.
+    """
+    state.make_container(place.sandbox_id, place.id, {"cgroup": place.cgroup_path})
+    if place.cgroup_path:
         try:
-            cgroups.create(
-                spec.cgroup_path, replace(spec.resources, devices=device_rules(spec, places.devices))
-            )
+            cgroups.create(place.cgroup_path, place.resources)
         except HostError as exc:
-            state.remove_container(spec.sandbox_id, spec.id)
+            state.remove_container(place.sandbox_id, place.id)
             raise StartFailed(exc.errno or errno.EIO, f"cgroup: {exc}", step="cgroup") from exc
-    return message
 
 
 def _places(

@@ -1,4 +1,5 @@
-"""CreateContainer: a record, a writable layer, and a process that waits for StartContainer."""
+"""CreateContainer: a record, a writable layer, and (see `container_prepare`) a process that waits for
+StartContainer."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ import msgspec
 
 from cri.images.errors import ImageMissing
 from cri.images.model import Image
-from cri.runtime.spec import Device
+from cri.runtime.spec import ContainerSpec, Device
+from cri.server import container_prepare
 from cri.server.container_events import tell
 from cri.server.container_image_volumes import mount_image, unmount_images
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
-from cri.server.container_plan import Place, check_config, container_spec, volume_targets
+from cri.server.container_plan import Place, check_config, container_spec, mounts_of, volume_targets
 from cri.server.container_propagation import check_propagation
 from cri.server.container_seccomp import seccomp_filter
 from cri.server.core import Core
@@ -43,8 +45,7 @@ async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb
         UnknownId: no such sandbox.
         FailedPrecondition: the sandbox is stopped, or a mount of the node does not propagate as asked.
         ImageMissing: the image has not been pulled.
-        InputError, Unsupported: a field of the configuration.
-        StartFailed: the root could not be prepared; nothing is left behind.
+        InputError, Unsupported: a field of the configuration; nothing is left behind.
     """
     sandbox = core.store.sandbox(request.pod_sandbox_id)
     check_config(request.config, sandbox.config)
@@ -63,30 +64,54 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
     volumes = [_image(core, mount.image.image) for mount in config.mounts if mount.image.image]
     container_id = secrets.token_hex(32)
     place = _place(core, sandbox, config, image, container_id)
-    # Compiling a filter not seen before takes tens of milliseconds, which no other pod should wait for.
-    seccomp = await asyncio.to_thread(
-        seccomp_filter, config.linux.security_context, root=core.settings.seccomp_root
-    )
-    devices = _devices(config)
-    container_spec(config, image.config, place, seccomp=seccomp, devices=devices)  # refuses what is wrong
+    spec = await _spec(core, config, image, place)
+    placement = core.runtime.plan_container(spec)  # refuses what is wrong
     for held in (image, *volumes):
         core.images.hold(held.id, container_id)
     container = core.store.add_container(_record(config, image, volumes, place), config)
     try:
-        place = await _prepare(core, place, config, volumes)
-        spec = container_spec(config, image.config, place, seccomp=seccomp, devices=devices)
+        filled = await _fill(core, place, config, volumes)
+        if filled is not place:
+            spec = replace(spec, mounts=mounts_of(config, filled))
+            placement = core.runtime.plan_container(spec)
         check_propagation(spec.mounts)
-        facts = await core.runtime.create_container(spec)
     except BaseException as exc:
         with suppress(HostError):
             await undo_container(core, container)
         if isinstance(exc, Exception):
             log.info("container %s of sandbox %s was not made: %s", config.metadata.name, sandbox.id, exc)
         raise
-    record = msgspec.structs.replace(container.record, created_at=facts.created_at or core.now())
-    core.store.put_container(container, record)
+    core.store.put_container(container, msgspec.structs.replace(container.record, created_at=core.now()))
+    container_prepare.begin(core, container, placement)
     tell(core, pb.CONTAINER_CREATED_EVENT, sandbox.id, container_id)
     return container_id
+
+
+async def _spec(core: Core, config: pb.ContainerConfig, image: Image, place: Place) -> ContainerSpec:
+    # Compiling a filter not seen before takes tens of milliseconds, which no other pod should wait for.
+    seccomp = await asyncio.to_thread(
+        seccomp_filter, config.linux.security_context, root=core.settings.seccomp_root
+    )
+    return container_spec(config, image.config, place, seccomp=seccomp, devices=_devices(config))
+
+
+async def prepare_again(core: Core, container: Container) -> None:
+    """Prepare a container that was on record when the daemon ended and of which the runtime knows nothing.
+
+    Its layer has never been used, so all is made anew.
+
+    Raises:
+        ImageMissing, InputError, HostError: what it needs is there no longer.
+    """
+    config, record = container.config, container.record
+    sandbox = core.store.sandbox(record.sandbox_id)
+    await core.runtime.remove_container(sandbox.id, container.id)
+    await asyncio.to_thread(delete_folder, data_folder(core, container.id))
+    image = _image(core, record.image_id)
+    volumes = [_image(core, image_id) for image_id in record.volume_images]
+    place = await _fill(core, _place(core, sandbox, config, image, container.id), config, volumes)
+    spec = await _spec(core, config, image, place)
+    container_prepare.begin(core, container, core.runtime.plan_container(spec))
 
 
 def _image(core: Core, name: str) -> Image:
@@ -192,7 +217,7 @@ def _devices(config: pb.ContainerConfig) -> list[Device]:
     return found
 
 
-async def _prepare(core: Core, place: Place, config: pb.ContainerConfig, volumes: Sequence[Image]) -> Place:
+async def _fill(core: Core, place: Place, config: pb.ContainerConfig, volumes: Sequence[Image]) -> Place:
     """Make what must exist on disk before the root is put together; the place with image volumes in it."""
     if place.log:
         _make_folder(place.log.parent)

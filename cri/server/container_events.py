@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from cri.runtime.spec import ContainerExit, Event
+from cri.runtime.spec import ContainerExit, Event, SandboxFacts
 from cri.server.core import Core
 from cri.server.render import container_status, sandbox_status
 from cri.state.records import ContainerState, SandboxState, exited
@@ -92,12 +92,12 @@ def lose_sandbox(core: Core, sandbox: Sandbox) -> None:
         tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
 
 
-async def take_exits(core: Core, sandbox: Sandbox) -> bool:
-    """Take over the starts and exits the supervisor has on disk; whether the supervisor lives."""
+async def take_exits(core: Core, sandbox: Sandbox) -> SandboxFacts | None:
+    """Take over the starts and exits the supervisor has on disk; what it says, or None when it is dead."""
     try:
         facts = await core.runtime.attach_sandbox(sandbox.id)
     except NotFound:
-        return False
+        return None
     for found in facts.containers:
         container = core.store.containers.get(found.id)
         if container is None or container.record.finished_at:
@@ -107,7 +107,7 @@ async def take_exits(core: Core, sandbox: Sandbox) -> bool:
             core.store.put_container(container, record)
         if found.exit is not None:
             apply_exit(core, container, found.exit)
-    return facts.alive
+    return facts if facts.alive else None
 
 
 async def follow_runtime(core: Core) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from cri.server.container_create import undo_container
 from cri.server.container_events import tell
+from cri.server.container_prepare import settled
 from cri.server.container_stop import stop
 from cri.server.core import Core
 from cri.state.store import Container, UnknownId
@@ -28,6 +29,7 @@ async def remove(core: Core, container: Container) -> None:
 
 
 async def _remove(core: Core, container: Container) -> None:
+    await settled(core, container)
     await stop(core, container, timeout=0)
     async with container.lock:
         sandbox_id = container.record.sandbox_id

@@ -9,13 +9,12 @@ import msgspec
 from cri.runtime.errors import StartFailed
 from cri.runtime.spec import ContainerExit
 from cri.server.container_events import apply_exit, tell
+from cri.server.container_prepare import START_FAILED_CODE, check_prepared, settled
 from cri.server.core import Core
 from cri.server.errors import FailedPrecondition
 from cri.state.records import ContainerState
 from cri.state.store import Container
 from proto.cri import runtime_pb2 as pb
-
-START_FAILED_CODE = 128
 
 
 async def start_container(core: Core, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
@@ -24,7 +23,7 @@ async def start_container(core: Core, request: pb.StartContainerRequest) -> pb.S
     Raises:
         UnknownId: no such container.
         FailedPrecondition: it has been started before.
-        StartFailed: its program cannot run; it is then exited.
+        StartFailed: it could not be prepared or its program cannot run; it is then exited.
     """
     container = core.store.container(request.container_id)
     await core.joined.run(("start", container.id), lambda: _start(core, container))
@@ -32,7 +31,9 @@ async def start_container(core: Core, request: pb.StartContainerRequest) -> pb.S
 
 
 async def _start(core: Core, container: Container) -> None:
+    await settled(core, container)
     async with container.lock:
+        check_prepared(container)
         record = container.record
         if record.state is not ContainerState.CREATED:
             raise FailedPrecondition(f"container {record.id} is {record.state.value}, not created")

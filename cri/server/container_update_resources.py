@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from cri.server.container_plan import resources_of
+from cri.server.container_prepare import settled
 from cri.server.core import Core
 from cri.server.errors import FailedPrecondition
 from cri.state.records import ContainerState
@@ -50,6 +51,7 @@ async def update_container_resources(
         HostError: the kernel refused, for instance a memory limit below what is used.
     """
     container = core.store.container(request.container_id)
+    await settled(core, container)
     async with container.lock:
         record = container.record
         if record.state not in (ContainerState.CREATED, ContainerState.RUNNING):

@@ -14,14 +14,15 @@ import msgspec
 
 from cri.images.errors import ImageError
 from cri.network import NetworkError
-from cri.server.container_create import data_folder, undo_container
-from cri.server.container_events import lose_sandbox, take_exits
+from cri.runtime.spec import ContainerExit
+from cri.server.container_create import data_folder, prepare_again, undo_container
+from cri.server.container_events import apply_exit, lose_sandbox, take_exits
 from cri.server.container_layers import delete_folder
 from cri.server.core import Core
 from cri.server.sandbox_run import undo_sandbox
 from cri.state.records import ContainerState, SandboxState
 from cri.state.store import Sandbox
-from host.errors import HostError
+from host.errors import HostError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ async def _recover_sandbox(core: Core, sandbox: Sandbox) -> None:
             if container.record.state is ContainerState.MAKING:
                 await undo_container(core, container)
         if sandbox.record.state is SandboxState.READY:
-            same_boot = sandbox.record.boot_id == core.boot_id
-            if not (await take_exits(core, sandbox) and same_boot):
+            facts = await take_exits(core, sandbox)
+            if facts is None or sandbox.record.boot_id != core.boot_id:
                 lose_sandbox(core, sandbox)
+            else:
+                await _prepare_rest(core, sandbox, {item.id for item in facts.containers})
     except (HostError, NetworkError) as exc:
         log.error("sandbox %s could not be recovered: %s", sandbox.id, exc)
         if sandbox.record.state is SandboxState.MAKING:
@@ -67,6 +70,17 @@ async def _recover_sandbox(core: Core, sandbox: Sandbox) -> None:
                 sandbox.record, ready_at=sandbox.record.created_at, stopped_at=core.now()
             )
             core.store.put_sandbox(sandbox, record)
+
+
+async def _prepare_rest(core: Core, sandbox: Sandbox, known: set[str]) -> None:
+    """Prepare the containers that the runtime had not yet been asked for, or not yet finished."""
+    for container in core.store.containers_of(sandbox.id):
+        if container.record.state is not ContainerState.CREATED or container.id in known:
+            continue
+        try:
+            await prepare_again(core, container)
+        except (ImageError, InputError, HostError) as exc:
+            apply_exit(core, container, ContainerExit(code=128, finished_at=core.now(), error=str(exc)))
 
 
 async def _drop_orphans(core: Core) -> None:

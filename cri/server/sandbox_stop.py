@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from cri.server.container_events import lose_containers, take_exits, tell
+from cri.server.container_prepare import PREPARE
 from cri.server.core import Core
 from cri.server.sandbox_run import disconnect
 from cri.state.records import SandboxState
@@ -35,6 +36,7 @@ async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
         await disconnect(core, sandbox)
         await core.runtime.stop_sandbox(sandbox.id)
         if was_ready:
+            await core.joined.settle(PREPARE, sandbox.id)
             await take_exits(core, sandbox)
             lose_containers(core, sandbox)
             core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
