@@ -4,6 +4,10 @@ The rules are those of the OCI image-spec (layer.md) with containerd's choices w
 whiteouts become 0:0 character devices and `trusted.overlay.opaque`, setuid bits stay, parents that the
 archive leaves out copy their attributes from the layers below. Hard links to a file of a lower layer copy
 that file up. Runs in the unpack process (`cri.images.unpack`), never in the daemon.
+
+Device nodes and the opaque mark need rights in the machine's own user namespace, which the process that reads
+the archive does not have. It leaves an empty file in the place of a device and a list
+(`cri.images.deferred`).
 """
 
 import errno
@@ -14,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cri.images import attributes, tarstream
+from cri.images.deferred import Deferred, Parts
 from cri.images.errors import CorruptContent
 from cri.images.rootdir import RootDir, clean
 from cri.images.tarstream import Entry, TarStream
@@ -24,8 +29,7 @@ _AUFS = b".wh..wh."
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ID_BITS = stat.S_ISUID | stat.S_ISGID
 _PAGE = 4096
-
-Parts = tuple[bytes, ...]
+_DEVICES = (tarstream.CHAR, tarstream.BLOCK_DEVICE)
 
 
 @dataclass(kw_only=True)
@@ -39,41 +43,48 @@ class Applied:
     """The layer hides everything below it; overlayfs does not look at its root for that mark."""
 
 
+class ParentsNeeded(Exception):
+    """The layer cannot be applied without looking at the layers below."""
+
+
 class Applier:
     """Applies one layer below `root`.
 
     Args:
         root: the new layer's directory, empty.
         trash: a directory on the same file system for what later entries displace.
-        parents: directories of the layers below, topmost first.
-        overlay_prefix: `trusted.overlay.`, or `user.overlay.` where the caller is not root.
-        privileged: whether owners are set and devices made.
+        parents: directories of the layers below, topmost first; None when they are not there yet.
+        privileged: whether owners are set.
     """
 
     def __init__(
         self,
         root: RootDir,
         trash: RootDir,
-        parents: Sequence[RootDir] = (),
+        parents: Sequence[RootDir] | None = (),
         *,
-        overlay_prefix: str = "trusted.overlay.",
         privileged: bool = True,
     ) -> None:
         self._root = root
         self._trash = trash
         self._trashed = 0
         self._parents = parents
-        self._opaque_name = f"{overlay_prefix}opaque"
         self._privileged = privileged
         self._result = Applied()
         self._dir_parts: Parts | None = None
         self._dir_fd = -1
         self._dir_times: dict[Parts, int] = {}
         self._whiteouts: set[Parts] = set()
-        self._opaque: set[Parts] = set()
+        self.deferred = Deferred()
 
     def apply(self, stream: TarStream) -> Applied:
-        """Apply every entry; CorruptContent when one makes no sense, OSError when the disk refuses."""
+        """Apply every entry.
+
+        Raises:
+            CorruptContent: one makes no sense.
+            OSError: the disk refuses.
+            ParentsNeeded: only without `parents`; what is there then must be thrown away.
+        """
         try:
             for entry in stream:
                 try:
@@ -97,6 +108,7 @@ class Applier:
         if base.startswith(_WHITEOUT):
             self._whiteout(parent, parts)
             return
+        self.deferred.devices.pop(parts, None)
         if entry.kind == tarstream.DIR:
             self._directory(parent, parts, entry)
             return
@@ -108,6 +120,8 @@ class Applier:
         except FileExistsError:
             self._displace(parent, base)
             self._make(parent, base, entry, stream)
+        if entry.kind in _DEVICES:
+            self.deferred.add_device(parts, entry)
         self._count(entry.size)
 
     def _make(self, parent: int, base: bytes, entry: Entry, stream: TarStream) -> None:
@@ -120,13 +134,13 @@ class Applier:
             finally:
                 os.close(fd)
             return
+        if entry.kind in _DEVICES:
+            os.close(os.open(base, _CREATE, 0, dir_fd=parent))
+            return
         if entry.kind == tarstream.SYMLINK:
             os.symlink(entry.link, base, dir_fd=parent)
-        elif entry.kind == tarstream.FIFO:
-            os.mknod(base, stat.S_IFIFO | entry.mode, dir_fd=parent)
         else:
-            form = stat.S_IFCHR if entry.kind == tarstream.CHAR else stat.S_IFBLK
-            os.mknod(base, form | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=parent)
+            os.mknod(base, stat.S_IFIFO | entry.mode, dir_fd=parent)
         if self._privileged:
             os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         os.utime(base, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
@@ -173,6 +187,8 @@ class Applier:
         try:
             source_dir = self._root.open_dir(source[:-1])
             self._link(source_dir, source[-1], parts, parent)
+            if device := self.deferred.devices.get(source):
+                self.deferred.add_device(parts, device)
         except FileNotFoundError:
             self._copy_up(source, parts)
         finally:
@@ -216,8 +232,13 @@ class Applier:
                 os.close(fd)
             self._count(info.st_size)
 
+    def _lower(self) -> Sequence[RootDir]:
+        if self._parents is None:
+            raise ParentsNeeded
+        return self._parents
+
     def _lower_file(self, source: Parts) -> "_Opened":
-        for lower in self._parents:
+        for lower in self._lower():
             with suppress(FileNotFoundError, NotADirectoryError):
                 directory = lower.open_dir(source[:-1])
                 try:
@@ -251,17 +272,10 @@ class Applier:
                 self._mark_opaque(target)
 
     def _mark_opaque(self, parts: Parts) -> None:
-        if parts in self._opaque:
-            return
-        self._opaque.add(parts)
-        if not parts:
+        if parts:
+            self.deferred.add_opaque(parts)
+        else:
             self._result.opaque_root = True
-            return
-        fd = self._root.open_dir(parts)
-        try:
-            os.setxattr(fd, self._opaque_name, b"y")
-        finally:
-            os.close(fd)
 
     def _parent(self, parts: Parts) -> int:
         """A descriptor of the directory at `parts`, kept until another one is wanted."""
@@ -306,7 +320,7 @@ class Applier:
                 os.close(fd)
 
     def _copy_dir_attributes(self, fd: int, parts: Parts) -> None:
-        for lower in self._parents:
+        for lower in self._lower():
             try:
                 below = lower.open_dir(parts, follow_last=False)
             except (FileNotFoundError, NotADirectoryError):
@@ -336,7 +350,6 @@ class Applier:
             return
         self._trashed += 1
         os.rename(base, str(self._trashed).encode(), src_dir_fd=parent, dst_dir_fd=self._trash.fd)
-        self._opaque.clear()  # marks may have gone with it: set them again when asked again
 
     def _set_dir_times(self) -> None:
         for parts, mtime_ns in self._dir_times.items():

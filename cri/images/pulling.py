@@ -1,13 +1,14 @@
 """One pull from reference to unpacked layers: resolve, choose the platform, download, unpack.
 
     manifest or index ─▶ manifest ─▶ configuration ─▶ per layer: download (a few at a time)
-                                                            └─▶ unpack, in order, as soon as it is here
+                                                            └─▶ unpack, one on each CPU
 
 Blobs and layers that are there already are not fetched again. Downloads of the same blob and unpackings
 of the same layer by other pulls are joined.
 """
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cri.images import manifest as manifests
+from cri.images.apply import ParentsNeeded
 from cri.images.blobs import BlobStore, BlobWriter
 from cri.images.errors import CorruptContent, ImageError, ImageNotFound
 from cri.images.imageconfig import ParsedConfig, chain_ids, parse_config
@@ -26,6 +28,8 @@ from cri.images.progress import Meter
 from cri.images.reference import Reference
 from cri.images.unpack import UnpackRequest
 from cri.images.unpacker import unpack_layer
+
+_UNPACKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 class Fetches(Protocol):
@@ -68,6 +72,7 @@ class Workshop:
     """Digests and chain IDs that garbage collection must leave alone."""
     work: set[Path] = field(default_factory=set)
     """Directories in `tmp/` under way."""
+    unpacking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UNPACKERS))
 
     @contextmanager
     def using(self, *digests: str) -> Iterator[None]:
@@ -172,25 +177,52 @@ class Pull:
         missing = [at for at, chain_id in enumerate(chain) if chain_id not in self._shop.layers]
         self._meter.begin({at: manifest.layers[at].size for at in missing}, len(chain))
         slots = asyncio.Semaphore(self._shop.downloads)
-        downloads = {at: asyncio.create_task(self._layer_blob(manifest.layers[at], slots)) for at in missing}
+        tasks: list[asyncio.Task[None]] = []
+        for at in missing:
+            work = self._layer(
+                at, chain, manifest.layers[at], config.diff_ids[at], slots=slots, below=(*tasks,)
+            )
+            tasks.append(asyncio.create_task(work))
         try:
-            for at in missing:
-                await downloads[at]
-                await self._unpack(at, chain, manifest.layers[at], config.diff_ids[at])
-                self._meter.layer_done()
+            if tasks:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                for task in tasks:
+                    if task.done():
+                        task.result()
         finally:
-            for task in downloads.values():
+            for task in tasks:
                 task.cancel()
-            if downloads:
-                await asyncio.wait(downloads.values())
-                for task in downloads.values():
+            if tasks:
+                await asyncio.wait(tasks)
+                for task in tasks:
                     if not task.cancelled():
                         task.exception()  # one failure is reported, the others are its like
         return chain
 
-    async def _layer_blob(self, layer: Descriptor, slots: asyncio.Semaphore) -> None:
+    async def _layer(
+        self,
+        at: int,
+        chain: tuple[str, ...],
+        layer: Descriptor,
+        diff_id: str,
+        *,
+        slots: asyncio.Semaphore,
+        below: tuple[asyncio.Task[None], ...],
+    ) -> None:
         async with slots:
             await self._download(layer, self._meter.received)
+        chain_id = chain[at]
+        while chain_id not in self._shop.layers:
+            try:
+                await self._shop.joint.run(
+                    ("layer", chain_id), lambda: self._unpack(chain[: at + 1], layer, diff_id)
+                )
+            except ParentsNeeded:
+                if below:
+                    await asyncio.gather(*below)
+        if not self._shop.keep_layer_blobs:
+            await asyncio.to_thread(self._shop.blobs.remove, layer.digest)
+        self._meter.layer_done()
 
     async def _download(self, descriptor: Descriptor, on_bytes: Callable[[int], None] | None = None) -> None:
         digest = descriptor.digest
@@ -211,42 +243,39 @@ class Pull:
             count(writer.count)
             await self._fetcher.blob(descriptor, writer, count)
 
-    async def _unpack(self, at: int, chain: tuple[str, ...], layer: Descriptor, diff_id: str) -> None:
-        chain_id = chain[at]
-        parents = tuple(str(self._shop.layers.path(below)) for below in reversed(chain[:at]))
+    async def _unpack(self, chain: tuple[str, ...], layer: Descriptor, diff_id: str) -> None:
+        """Make the last layer of a chain.
 
-        async def work() -> None:
-            if layer.digest not in self._shop.blobs:  # a damaged one was dropped, or it was not kept
-                await self._download(layer)
-            await self._make_layer(chain_id, layer, diff_id=diff_id, parents=parents)
-
-        while chain_id not in self._shop.layers:
-            await self._shop.joint.run(("layer", chain_id), work)
-        if not self._shop.keep_layer_blobs:
-            await asyncio.to_thread(self._shop.blobs.remove, layer.digest)
-
-    async def _make_layer(
-        self, chain_id: str, layer: Descriptor, *, diff_id: str, parents: tuple[str, ...]
-    ) -> None:
+        Layers are unpacked side by side. Most never look at those below; one that must, and finds that they
+        are not all there, is begun again when they are (ParentsNeeded).
+        """
         shop = self._shop
-        work = shop.layers.begin()
-        shop.work.add(work)
-        try:
-            applied = await unpack_layer(
-                UnpackRequest(
-                    blob=str(shop.blobs.path(layer.digest)),
-                    blob_digest=layer.digest,
-                    blob_size=shop.blobs.sizes.get(layer.digest, layer.size),
-                    diff_id=diff_id,
-                    target=str(work),
-                    parents=parents,
+        *below, chain_id = chain
+        if layer.digest not in shop.blobs:  # a damaged one was dropped, or it was not kept
+            await self._download(layer)
+        parents = tuple(str(shop.layers.path(lower)) for lower in reversed(below))
+        async with shop.unpacking:
+            work = shop.layers.begin()
+            shop.work.add(work)
+            try:
+                applied = await unpack_layer(
+                    UnpackRequest(
+                        blob=str(shop.blobs.path(layer.digest)),
+                        blob_digest=layer.digest,
+                        blob_size=shop.blobs.sizes.get(layer.digest, layer.size),
+                        diff_id=diff_id,
+                        target=str(work),
+                        parents=parents if all(lower in shop.layers for lower in below) else None,
+                    )
                 )
-            )
-            shop.layers.commit(chain_id, work, applied)
-        except ImageError as exc:
-            if isinstance(exc, CorruptContent):
-                shop.blobs.remove(layer.digest)
-            await shop.layers.discard(work)  # at once: the disk may be full
-            raise type(exc)(f"{self._ref}: {exc}") from exc
-        finally:
-            shop.work.discard(work)
+                shop.layers.commit(chain_id, work, applied)
+            except (ParentsNeeded, asyncio.CancelledError):
+                await shop.layers.discard(work)
+                raise
+            except ImageError as exc:
+                if isinstance(exc, CorruptContent):
+                    shop.blobs.remove(layer.digest)
+                await shop.layers.discard(work)  # at once: the disk may be full
+                raise type(exc)(f"{self._ref}: {exc}") from exc
+            finally:
+                shop.work.discard(work)

@@ -1,40 +1,50 @@
-"""The unpack process: one layer, one short-lived process with as few rights as unpacking allows.
+"""The unpack process: one layer, one short-lived process, and a worker in it that has no rights.
 
-    daemon (cri.images.unpacker)                 child (`python -I -m cri.images.unpack`)
-    unpack_layer(request)   ── stdin JSON ──▶    open blob, target, parents; give up rights; apply
+    daemon (cri.images.unpacker)                 `python -I -m cri.images.unpack`          worker (sandbox)
+    unpack_layer(request)   ── stdin JSON ──▶    open blob, target, parents   ── fork ──▶  apply, verify
+                                                 devices, overlay marks  ◀─ answer, list ─
                             ◀─ stdout JSON ──    {"ok": …} or {"error": kind, "message": …}
 
-The child has no network namespace with an interface in it, its root directory is the layer being made,
-its capabilities are the handful that owners, devices and overlay marks need, and its CPU time, memory and
-file sizes are limited. The blob's digest and the layer's DiffID are both checked as the bytes pass.
+Only the worker reads what strangers wrote. It has a user and a network namespace of its own, the layer being
+made is its root directory and all that Landlock lets it write, and its time, memory and files are limited
+(`cri.images.sandbox`). Blob digest and DiffID are both checked as the bytes pass.
 """
 
 import errno
 import json
 import os
-import resource
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cri.images.apply import Applied, Applier
+from cri.images import sandbox
+from cri.images.apply import Applier, ParentsNeeded
 from cri.images.decompress import Hashed, LayerSource, chunks
+from cri.images.deferred import Deferred, finish
 from cri.images.errors import CorruptContent
 from cri.images.rootdir import RootDir
 from cri.images.tarstream import TarStream
-from host import syscalls
-from host.errors import HostError
+from host import landlock
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.overlay.*), MKNOD, SETFCAP
-_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 21, 27, 31))
-_MEMORY = 1 << 30
-_CPU_SECONDS = 1800
 _FIXED_ALLOWANCE = 4 << 30
 _RATIO = 100
+_BUILDING = (
+    landlock.READ
+    | landlock.WRITE_FILE
+    | landlock.TRUNCATE
+    | landlock.REFER
+    | landlock.REMOVE_DIR
+    | landlock.REMOVE_FILE
+    | landlock.MAKE_CHAR  # whiteouts; other devices are not the worker's to make
+    | landlock.MAKE_DIR
+    | landlock.MAKE_REG
+    | landlock.MAKE_FIFO
+    | landlock.MAKE_SYM
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,87 +59,76 @@ class UnpackRequest:
     blob_size: int
     diff_id: str
     target: str
-    parents: tuple[str, ...] = ()
-    """`diff` directories of the layers below, topmost first."""
+    parents: tuple[str, ...] | None = ()
+    """`diff` directories of the layers below, topmost first; None while they are being made."""
     confine: bool = True
     """False only in tests without root."""
 
 
-def apply_layer(request: UnpackRequest) -> Applied:
-    """The child's work, in this process: unpack and verify; CorruptContent or OSError."""
+def apply_layer(request: UnpackRequest) -> dict[str, Any]:
+    """Unpack and verify; the answer for the daemon."""
     with ExitStack() as stack:
         blob = Hashed(stack.enter_context(Path(request.blob).open("rb", buffering=0)))
-        roots = [RootDir(path) for path in _directories(request)]
-        for root in roots:
-            stack.callback(root.close)
+        root, trash, *parents = roots = [RootDir(path) for path in _directories(request)]
+        for opened in roots:
+            stack.callback(opened.close)
         content = chunks(blob)
         os.umask(0)
-        if request.confine:
-            _confine(roots[0])
-        limit = _FIXED_ALLOWANCE + _RATIO * request.blob_size
-        source = stack.enter_context(LayerSource(content, max_bytes=limit))
         privileged = os.geteuid() == 0
-        applier = Applier(
-            roots[0],
-            roots[1],
-            roots[2:],
-            overlay_prefix="trusted.overlay." if privileged else "user.overlay.",
-            privileged=privileged,
-        )
+        below = None if request.parents is None else parents
+        applier = Applier(root, trash, below, privileged=privileged)
+
+        def work() -> bytes:
+            return json.dumps(_answered(lambda: _unpack(request, applier, blob=blob, source=source))).encode()
+
+        source = LayerSource(content, max_bytes=_FIXED_ALLOWANCE + _RATIO * request.blob_size)
+        if request.confine and privileged:
+            rights = {root.fd: _BUILDING, trash.fd: _BUILDING, **{low.fd: landlock.READ for low in parents}}
+            answer = json.loads(sandbox.run(work, root=root.fd, rights=rights))
+        else:
+            answer = json.loads(work())
+        if "ok" in answer:
+            name = "trusted.overlay.opaque" if privileged else "user.overlay.opaque"
+            finish(root, Deferred.from_json(answer.pop("deferred")), opaque_name=name)
+        return dict(answer)
+
+
+def _unpack(request: UnpackRequest, applier: Applier, *, blob: Hashed, source: LayerSource) -> dict[str, Any]:
+    with source:
         applied = applier.apply(TarStream(source))
         diff_id = source.finish()
-        if blob.digest() != request.blob_digest or blob.count != request.blob_size:
-            raise CorruptContent("stored blob does not match its digest")
-        if diff_id != request.diff_id:
-            raise CorruptContent(f"unpacked content is {diff_id}, the configuration says {request.diff_id}")
-        return applied
+    if blob.digest() != request.blob_digest or blob.count != request.blob_size:
+        raise CorruptContent("stored blob does not match its digest")
+    if diff_id != request.diff_id:
+        raise CorruptContent(f"unpacked content is {diff_id}, the configuration says {request.diff_id}")
+    return {"ok": asdict(applied), "deferred": applier.deferred.to_json()}
 
 
-def _directories(request: UnpackRequest) -> Sequence[str]:
-    return (f"{request.target}/diff", f"{request.target}/trash", *request.parents)
+def _directories(request: UnpackRequest) -> tuple[str, ...]:
+    return (f"{request.target}/diff", f"{request.target}/trash", *(request.parents or ()))
 
 
-def _confine(root: RootDir) -> None:
-    """Give up what unpacking does not need; the layer's directory becomes this process's root."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    if os.geteuid() != 0:
-        return
-    with suppress(HostError):  # a daemon that may not make namespaces still gets the other limits
-        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
-    os.fchdir(root.fd)
-    os.chroot(".")
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    kept = _CAPABILITIES & _permitted()
-    syscalls.capset(effective=kept, permitted=kept, inheritable=0)
-
-
-def _permitted() -> int:
-    """Capabilities of the bounding set: more than those capset(2) would refuse."""
-    last = range(41)  # CAP_CHECKPOINT_RESTORE is 40
-    return sum(1 << bit for bit in last if os.geteuid() == 0 and _in_bounding_set(bit))
-
-
-def _in_bounding_set(bit: int) -> bool:
+def _answered(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What came of some work, failures included, as an answer."""
     try:
-        return syscalls.prctl(syscalls.PR_CAPBSET_READ, bit) == 1
-    except HostError:
-        return False
+        return work()
+    except ParentsNeeded:
+        return {"error": "parents"}
+    except CorruptContent as exc:
+        return {"error": "corrupt", "message": str(exc)}
+    except MemoryError:
+        return {"error": "corrupt", "message": "layer needs more memory than unpacking may take"}
+    except sandbox.Broken as exc:
+        return {"error": "corrupt", "message": f"layer breaks the unpacking {exc}"}
+    except OSError as exc:
+        kind = "full" if exc.errno in _FULL else "host"
+        return {"error": kind, "message": os.strerror(exc.errno or errno.EIO).lower()}
 
 
 def main() -> int:
     """Read a request from standard input, answer on standard output."""
     request = UnpackRequest(**json.loads(sys.stdin.buffer.read()))
-    answer: dict[str, Any]
-    try:
-        answer = {"ok": asdict(apply_layer(request))}
-    except CorruptContent as exc:
-        answer = {"error": "corrupt", "message": str(exc)}
-    except OSError as exc:
-        kind = "full" if exc.errno in _FULL else "host"
-        answer = {"error": kind, "message": os.strerror(exc.errno or errno.EIO).lower()}
-    sys.stdout.write(json.dumps(answer))
+    sys.stdout.write(json.dumps(_answered(lambda: apply_layer(request))))
     return 0
 
 

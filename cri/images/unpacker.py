@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from cri.images.apply import Applied
+from cri.images.apply import Applied, ParentsNeeded
 from cri.images.errors import CorruptContent, ImageError, StoreFull
 from cri.images.unpack import UnpackRequest
 from host import processes
@@ -17,8 +17,8 @@ _TIMEOUT = 3600.0
 async def unpack_layer(request: UnpackRequest) -> Applied:
     """Unpack a layer in a process of its own.
 
-    Raises CorruptContent, StoreFull, or ImageError for a failure of this machine. The target is left as it
-    is then; the caller removes it.
+    Raises CorruptContent, StoreFull, ParentsNeeded (when the request has none), or ImageError for a failure
+    of this machine. The target is left as it is then; the caller removes it.
     """
     argv = [sys.executable, "-I", "-B", "-X", "utf8", "-m", "cri.images.unpack"]
     try:
@@ -39,5 +39,7 @@ def _read_answer(request: UnpackRequest, done: processes.Completed) -> Applied:
         raise ImageError(f"{what}: unpack process ended with {done.returncode}: {tail}") from exc
     if "ok" in answer:
         return Applied(**answer["ok"])
+    if answer.get("error") == "parents":
+        raise ParentsNeeded
     message = f"{what}: {answer.get('message', 'unknown failure')}"
     raise {"corrupt": CorruptContent, "full": StoreFull}.get(answer.get("error", ""), ImageError)(message)

@@ -58,14 +58,14 @@ def _corpus(size: int) -> bytes:
     return bytes(data)
 
 
-def _tars(corpus: bytes, files: int, number_of_round: int) -> Iterator[bytes]:
-    """Layers with the corpus cut into equal files, a hundred to a folder, other ones in each round."""
+def _tars(corpus: bytes, files: int, mark: str) -> Iterator[bytes]:
+    """Layers with the corpus cut into equal files, a hundred to a folder; `mark` makes them new."""
     share, piece = files // _LAYERS, len(corpus) // files
     for layer in range(_LAYERS):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for number in range(layer * share, (layer + 1) * share):
-                folder = f"opt/part-{number_of_round}-{number // 100}"
+                folder = f"opt/part-{mark}-{number // 100}"
                 if number == layer * share or number % 100 == 0:
                     entry = tarfile.TarInfo(folder)
                     entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -140,6 +140,6 @@ def _publish_rounds(store: RegistryStore, corpus: bytes, files: int, compression
     names = []
     for number in range(ROUNDS):
         name = f"registry.test/{compression}-{files}-{number}"
-        publish(store, name, list(_tars(corpus, files, number)), compression)
+        publish(store, name, list(_tars(corpus, files, f"{compression}-{number}")), compression)
         names.append(f"{name}:1")
     return names

@@ -7,13 +7,18 @@ import os
 import stat
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from images_kit import FakeRegistry, archive, image, member, opened_store, pax, serving
 
+from cri.images.deferred import Deferred, finish
 from cri.images.errors import StoreFull
+from cri.images.rootdir import RootDir
 from cri.images.store import ImageStore
+from cri.images.tarstream import Entry
 from deploy.labkit import oci, registry
 from host import syscalls
 
@@ -112,13 +117,13 @@ async def test_a_full_disk_leaves_the_store_whole(tmp_path, tmpfs, options):
     fake.add(image(archive(*files)), "2")
     async with serving(fake, tmp_path) as session, opened_store(folder, session) as store:
         got = await store.pull(REF)
-        used = os.statvfs(folder)
+        before = sorted(folder.rglob("*"))
         with pytest.raises(StoreFull, match=os.strerror(errno.ENOSPC).lower()):
             await store.pull("registry.test/app:2")
         await store.collect()
         assert store.list() == (got,)
         assert os.listdir(folder / "images/tmp") == []
-        assert os.statvfs(folder).f_ffree == used.f_ffree
+        assert sorted(folder.rglob("*")) == before
         assert (await store.pull(REF)).id == got.id
 
 
@@ -158,6 +163,7 @@ def _pull_and_die(tmp_path: Path) -> None:
 import asyncio, os, sys
 from pathlib import Path
 from cri.images.store import ImageStore
+from cri.images.tarstream import Entry
 async def main():
     root = Path(sys.argv[1])
     store = ImageStore(root / "images", registry_config_dir=root / "certs")
@@ -169,31 +175,105 @@ asyncio.run(main())
     assert done.returncode == -9
 
 
-def test_the_unpack_process_cannot_leave_its_directory(tmp_path):
-    """The child's root is the layer and its capabilities are few, whatever the archive says."""
-    code = """
-import json, os, sys
-from cri.images import apply, unpack
+def unpacking(tmp_path: Path, spy: str) -> dict[str, Any]:
+    """What a spy in the place of the applier found out; its text is `def spy(self, stream)`'s body."""
+    code = f"""
+import json, os, socket, sys
+from cri.images import apply, sandbox, unpack
+def tried(work):
+    try:
+        work()
+    except OSError as exc:
+        return exc.errno
 def spy(self, stream):
-    status = dict(line.split(":", 1) for line in STATUS.read().splitlines() if ":" in line)
-    facts = {"root": os.listdir("/"), "caps": status["CapEff"].strip(), "nnp": status["NoNewPrivs"].strip()}
+    facts = {{}}
+{textwrap.indent(textwrap.dedent(spy), "    ")}
     sys.stderr.write(json.dumps(facts))
-    raise SystemExit(0)
-STATUS = open("/proc/self/status")
+    sys.stderr.flush()
+    os._exit(3)
+confine = sandbox._confine
+def confined(root, rights):
+    global STATUS
+    STATUS = open("/proc/self/status")
+    confine(root, rights)
+sandbox._confine = confined
+OUTSIDE = os.open(sys.argv[1], os.O_RDONLY)
 apply.Applier.apply = spy
 unpack.main()
 """
-    (tmp_path / "diff").mkdir()
-    (tmp_path / "trash").mkdir()
+    for name in ("diff", "trash", "below", "outside"):
+        (tmp_path / name).mkdir()
     (tmp_path / "blob").write_bytes(archive(member(b"f")))
-    request = (
-        f'{{"blob": "{tmp_path}/blob", "blob_digest": "x", "blob_size": 1, "diff_id": "x", '
-        f'"target": "{tmp_path}", "parents": []}}'
-    )
+    request = {
+        "blob": f"{tmp_path}/blob",
+        "blob_digest": "x",
+        "blob_size": 1,
+        "diff_id": "x",
+        "target": str(tmp_path),
+        "parents": [f"{tmp_path}/below"],
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], input=request.encode(), capture_output=True, check=False, timeout=60
+        [sys.executable, "-c", code, f"{tmp_path}/outside"],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
-    assert b'"root": []' in done.stderr, done.stderr
-    facts = json.loads(done.stderr)
-    assert int(facts["caps"], 16) & ~0x8820001B == 0
+    assert b'"corrupt"' in done.stdout, done  # a worker without an answer is the layer's fault
+    facts: dict[str, Any] = json.loads(done.stderr)
+    return facts
+
+
+def test_the_unpack_worker_has_no_rights_of_its_own(tmp_path):
+    """Its root is the layer; its few capabilities hold in a user namespace of its own."""
+    facts = unpacking(
+        tmp_path,
+        """
+        status = dict(line.split(":", 1) for line in STATUS.read().splitlines() if ":" in line)
+        facts["root"] = os.listdir("/")
+        facts["caps"] = [status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd")]
+        facts["nnp"] = status["NoNewPrivs"].strip()
+        facts["interfaces"] = len(socket.if_nameindex())
+        """,
+    )
+    assert facts["root"] == []
+    assert {int(mask, 16) for mask in facts["caps"]} == {0x8000001B}
     assert facts["nnp"] == "1"
+    assert facts["interfaces"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("block device", "os.mknod('sda', 0o60600, os.makedev(8, 0))"),
+        ("character device", "os.mknod('mem', 0o20600, os.makedev(1, 1))"),
+        ("overlay mark", "os.setxattr('/', 'trusted.overlay.opaque', b'y')"),
+        ("file in a lower layer", "os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=self._parents[0].fd)"),
+        ("file outside by a leaked descriptor", "os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=OUTSIDE)"),
+        ("reading outside by a leaked descriptor", "os.listdir(os.open('..', os.O_RDONLY, dir_fd=OUTSIDE))"),
+        ("a chroot of its own", "os.chroot('/')"),
+        ("program", "os.posix_spawn('/f', ['f'], {})"),
+    ],
+)
+def test_the_unpack_worker_may_not(tmp_path, what, code):
+    facts = unpacking(tmp_path, f"facts['errno'] = tried(lambda: {code})")
+    assert facts["errno"] in (errno.EPERM, errno.EACCES, errno.ENOENT), what
+    assert os.listdir(tmp_path / "outside") == []
+
+
+async def test_hostile_lists_stay_inside(tmp_path):
+    """What the worker asks to be finished is resolved in the layer, whatever links it has put there."""
+    (tmp_path / "canary").mkdir()
+    (tmp_path / "canary/file").touch(0)
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    (layer / "out").symlink_to(f"{tmp_path}/canary")
+    (layer / "up").symlink_to("../canary")
+    device = Entry(kind=b"3", name=b"", mode=0o666, major=1, minor=3)
+    places = [(b"out",), (b"up",), (b"..", b"canary")]
+    deferred = Deferred(opaque=set(places), devices={(*place, b"file"): device for place in places})
+    root = RootDir(layer)
+    finish(root, Deferred.from_json(deferred.to_json()), opaque_name="trusted.overlay.opaque")
+    root.close()
+    assert os.listxattr(tmp_path / "canary") == []
+    assert stat.S_ISREG((tmp_path / "canary/file").stat().st_mode)

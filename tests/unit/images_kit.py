@@ -20,6 +20,7 @@ from aiohttp import web
 
 from cri.images import manifest
 from cri.images.apply import Applied, Applier
+from cri.images.deferred import finish
 from cri.images.rootdir import RootDir
 from cri.images.store import ImageStore
 from cri.images.tarstream import TarStream
@@ -119,8 +120,9 @@ def apply(tmp_path: Path, data: bytes, *parents: Path, name: str = "layer") -> T
     (work / "trash").mkdir()
     roots = [RootDir(path) for path in (work / "diff", work / "trash", *parents)]
     try:
-        applier = Applier(roots[0], roots[1], roots[2:], overlay_prefix="user.overlay.", privileged=False)
+        applier = Applier(roots[0], roots[1], roots[2:], privileged=False)
         applied = applier.apply(TarStream(Bytes(data)))
+        finish(roots[0], applier.deferred, opaque_name="user.overlay.opaque")
     finally:
         for root in roots:
             root.close()
