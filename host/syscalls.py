@@ -92,6 +92,9 @@ _NUMBERS = {
     "close_range": 436,
     "openat2": 437,
     "mount_setattr": 442,
+    "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -182,6 +185,11 @@ def _call(name: str, *args: object) -> int:
     """One raw system call; integers are passed as long, bytes and structures by address."""
     ready = (_long(arg) if isinstance(arg, int) else arg for arg in args)
     return int(_syscall(_long(_NUMBERS[name]), *ready))
+
+
+def call(name: str, *args: object) -> int:
+    """A system call whose arguments another module of `host` packs; answers its result."""
+    return _check(_call(name, *args), name)
 
 
 def mount(

@@ -1,15 +1,13 @@
 """A forked process without privileges for work on a stranger's bytes.
 
-    caller (root)                          worker
-    fork                      ──────▶      new user, network, IPC, UTS and mount namespaces
-    writes its id maps        ◀─ ready ─
-                              ── go ───▶   Landlock, chroot, few capabilities, limits; work
+    caller (root)                          worker, born in new user, network, IPC, UTS and mount namespaces
+    writes its id maps        ── go ───▶   Landlock, chroot, few capabilities, limits; work
     reads until the end       ◀─ answer ─  exit
 
 The user namespace maps every id to itself: the worker may give files to any owner, which layers need, and its
 capabilities hold for inodes only. None counts in the machine's own user namespace: no mounts, no devices, no
-trusted.* attributes, no keys, no modules. Where the kernel has no user namespaces left the same few
-capabilities stay, without the rest.
+trusted.* attributes, no keys, no modules. Where the kernel grants no user namespace the same few
+capabilities are all it has.
 """
 
 import os
@@ -26,13 +24,7 @@ from host import landlock, syscalls
 from host.errors import HostError
 
 _CLONE_NEWUSER = 0x10000000
-_NEW = (
-    _CLONE_NEWUSER
-    | syscalls.CLONE_NEWNET
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWNS
-)
+_NEW = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWNS
 _EVERY_ID = "0 0 4294967295"
 # CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP
 CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 31))
@@ -59,31 +51,38 @@ def run(work: Callable[[], bytes], *, root: int, rights: Mapping[int, int]) -> b
         Broken: there is no answer.
         HostError: the machine does not let us make one.
     """
-    ready, tell_ready = os.pipe()
     go, tell_go = os.pipe()
     answer, tell_answer = os.pipe()
-    pid = os.fork()
+    pid, pidfd = _fork()
     if pid == 0:
-        for fd in (ready, tell_go, answer):
-            os.close(fd)
-        _worker(work, root=root, rights=rights, ready=tell_ready, go=go, answer=tell_answer)
+        os.close(tell_go)
+        os.close(answer)
+        _worker(work, root=root, rights=rights, go=go, answer=tell_answer)
     try:
-        for fd in (tell_ready, go, tell_answer):
-            os.close(fd)
-        if os.read(ready, 1) == b"n":  # in a user namespace of its own
+        os.close(go)
+        os.close(tell_answer)
+        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
             for kind in ("uid_map", "gid_map"):
                 Path(f"/proc/{pid}/{kind}").write_text(_EVERY_ID)
         os.write(tell_go, b"g")
         data = _read_all(answer)
     finally:
-        for fd in (ready, tell_go, answer):
-            os.close(fd)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        os.close(tell_go)
+        os.close(answer)
+        with suppress(HostError):
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if not data:
         raise Broken(f"worker ended with {status}")
     return data
+
+
+def _fork() -> tuple[int, int]:
+    for flags in (_CLONE_NEWUSER | _NEW, _NEW):
+        with suppress(HostError):
+            return syscalls.fork(flags=flags)
+    return syscalls.fork()
 
 
 def _read_all(fd: int) -> bytes:
@@ -96,17 +95,10 @@ def _read_all(fd: int) -> bytes:
 
 
 def _worker(
-    work: Callable[[], bytes], *, root: int, rights: Mapping[int, int], ready: int, go: int, answer: int
+    work: Callable[[], bytes], *, root: int, rights: Mapping[int, int], go: int, answer: int
 ) -> NoReturn:
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            syscalls.unshare(_NEW)
-            os.write(ready, b"n")
-        except HostError:
-            with suppress(HostError):
-                syscalls.unshare(_NEW & ~_CLONE_NEWUSER)
-            os.write(ready, b"-")
         if os.read(go, 1) == b"g":
             _confine(root, rights)
             data = memoryview(work())

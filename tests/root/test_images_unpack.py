@@ -193,8 +193,8 @@ def spy(self, stream):
     os._exit(3)
 confine = sandbox._confine
 def confined(root, rights):
-    global STATUS
-    STATUS = open("/proc/self/status")
+    global STATUS, NAMESPACE
+    STATUS, NAMESPACE = open("/proc/self/status"), os.stat("/proc/self/ns/user").st_ino
     confine(root, rights)
 sandbox._confine = confined
 OUTSIDE = os.open(sys.argv[1], os.O_RDONLY)
@@ -232,6 +232,7 @@ def test_the_unpack_worker_has_no_rights_of_its_own(tmp_path):
         status = dict(line.split(":", 1) for line in STATUS.read().splitlines() if ":" in line)
         facts["root"] = os.listdir("/")
         facts["caps"] = [status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd")]
+        facts["userns"] = NAMESPACE
         facts["nnp"] = status["NoNewPrivs"].strip()
         facts["interfaces"] = len(socket.if_nameindex())
         """,
@@ -239,6 +240,7 @@ def test_the_unpack_worker_has_no_rights_of_its_own(tmp_path):
     assert facts["root"] == []
     assert {int(mask, 16) for mask in facts["caps"]} == {0x8000001B}
     assert facts["nnp"] == "1"
+    assert facts["userns"] != os.stat("/proc/self/ns/user").st_ino
     assert facts["interfaces"] <= 1
 
 
