@@ -41,6 +41,7 @@ def plan(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int
     Raises:
         InputError, HostError: a field of the spec is wrong, or a device is missing.
     """
+    cgroups.check(spec.resources)
     sandbox = state.read(state.sandbox(spec.sandbox_id), "sandbox")
     places = _places(spec, state, cgroups, host_ipc=sandbox.get("host_ipc", False), held=held)
     return Placement(

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+
 from host.cgroups.files import Read, Write, keyed, number
 from host.cgroups.model import Resources
+from host.errors import InputError, from_errno
 
 HIERARCHIES = ("memory",)
 
 
+def check(resources: Resources) -> None:
+    """Refuse a sum of memory and swap that leaves less than the memory limit.
+
+    Raises:
+        InputError: names both figures.
+    """
+    limit, swap = resources.memory_limit, resources.memory_swap_limit
+    if limit is not None and swap is not None and swap > 0 and not 0 < limit <= swap:
+        raise InputError(
+            f"memory_swap_limit_in_bytes {swap} counts memory and swap together: it needs a "
+            f"memory_limit_in_bytes that is no larger, not {limit}"
+        )
+
+
 def plan_v1(resources: Resources, read: Read) -> list[Write]:
-    """The kernel wants limit <= memory+swap limit at every moment: raising starts with the latter."""
+    """The kernel wants limit <= memory+swap limit at every moment: raising starts with the latter.
+
+    Raises:
+        InputError: a memory limit above the sum in force, which the kernel would call an invalid argument.
+    """
     writes = []
     limit, swap = resources.memory_limit, resources.memory_swap_limit
     if limit is not None:
@@ -18,18 +39,30 @@ def plan_v1(resources: Resources, read: Read) -> list[Write]:
         writes.append(Write("memory.memsw.limit_in_bytes", str(swap or -1), optional=True))
     present = number(read("memory.memsw.limit_in_bytes"))
     lifts = limit is not None and (limit <= 0 or limit > present)
+    if present and lifts and swap is None:
+        raise InputError(
+            f"memory_limit_in_bytes {limit} is above the limit of memory and swap, {present}: give "
+            "memory_swap_limit_in_bytes too"
+        )
     return writes[::-1] if present and lifts else writes
 
 
 def plan_v2(resources: Resources, read: Read) -> list[Write]:
-    """memory.swap.max is swap alone, so CRI's sum loses the memory limit."""
+    """memory.swap.max is swap alone, so CRI's sum loses the memory limit, the new one or the one in force.
+
+    Raises:
+        InputError: a sum of memory and swap where there is no memory limit, or a larger one.
+        Busy: a memory limit below what cannot be reclaimed. The kernel would kill until it fits; v1 refuses
+            it with EBUSY, and so is this refused.
+    """
     writes = []
     limit, swap = resources.memory_limit, resources.memory_swap_limit
     if limit is not None:
+        if 0 < limit < (held := _unreclaimable(read)):
+            raise from_errno(errno.EBUSY, f"memory limit {limit}", f"{held} bytes are in use")
         writes.append(Write("memory.max", _max(limit)))
     if swap is not None:
-        alone = -1 if swap <= 0 else max(swap - max(limit or 0, 0), 0)
-        writes.append(Write("memory.swap.max", "max" if alone < 0 else str(alone), optional=True))
+        writes.append(Write("memory.swap.max", _swap_alone(swap, limit, read), optional=True))
     if resources.memory_min is not None:
         writes.append(Write("memory.min", str(resources.memory_min)))
     if resources.memory_high is not None:
@@ -37,6 +70,25 @@ def plan_v2(resources: Resources, read: Read) -> list[Write]:
     if resources.oom_group is not None:
         writes.append(Write("memory.oom.group", str(int(resources.oom_group)), optional=True))
     return writes
+
+
+def _unreclaimable(read: Read) -> int:
+    """Bytes in use that are not page cache of files."""
+    found = keyed(read("memory.stat"))
+    cache = found.get("active_file", 0) + found.get("inactive_file", 0)
+    return max(number(read("memory.current")) - cache, 0)
+
+
+def _swap_alone(swap: int, limit: int | None, read: Read) -> str:
+    if swap <= 0:
+        return "max"
+    memory = number(read("memory.max")) if limit is None else limit
+    if not 0 < memory <= swap:
+        raise InputError(
+            f"memory_swap_limit_in_bytes {swap} counts memory and swap together: it needs a "
+            f"memory_limit_in_bytes that is no larger (in force: {memory or 'none'})"
+        )
+    return str(swap - memory)
 
 
 def _max(limit: int) -> str:

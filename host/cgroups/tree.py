@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from host.cgroups import cpu, cpuset, devices, hugetlb, memory, pids
+from host.cgroups import cpu, cpuset, devices, hugetlb, memory, pids, unified
 from host.cgroups.files import Read, Write, apply, reader
 from host.cgroups.model import CgroupStats, Resources
 from host.errors import Busy, InputError, from_oserror
 
 Mode = Literal["v1", "hybrid", "v2"]
-CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, devices)
+CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, devices, unified)
 V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
 PROCS = "cgroup.procs"
 _RETRY_S = 0.005
@@ -88,8 +88,11 @@ class Cgroups:
         """Make the cgroup and its parents where missing, and set limits on it.
 
         Raises:
+            InputError: as `check`; nothing is made.
             HostError: the kernel refused; what was made stays, `remove` takes it away.
         """
+        if resources is not None:
+            self.check(resources)
         for tree, folder in zip(self.trees, self.folders(path), strict=True):
             self._make(tree, folder)
         if resources is not None:
@@ -117,18 +120,33 @@ class Cgroups:
             except OSError as exc:
                 raise from_oserror(exc, f"make cgroup {folder}") from exc
 
+    def check(self, resources: Resources) -> None:
+        """Refuse what no write could do, before anything is written.
+
+        Raises:
+            InputError: `unified` on v1, or a name in it that is no resource file; a huge page size that is
+                none; a sum of memory and swap below the memory limit.
+        """
+        if resources.unified and self.mode != "v2":
+            raise InputError("unified resources need cgroup v2, which this node does not use: leave them out")
+        unified.check(resources)
+        hugetlb.check(resources)
+        memory.check(resources)
+
     def update(self, path: str, resources: Resources) -> None:
         """Set the limits that are not None.
 
         Raises:
+            InputError: as `check`.
+            Busy: a memory limit below what is in use.
             HostError: names the file and the value.
         """
+        self.check(resources)
         if self.mode == "v2":
             folder = self.folders(path)[0]
             read = reader(folder)
             for controller in CONTROLLERS:
                 apply(folder, controller.plan_v2(resources, read))
-            apply(folder, [Write(name, value) for name, value in resources.unified.items()])
             return
         for controller in CONTROLLERS:
             tree = self._by_controller.get(controller.HIERARCHIES[0])

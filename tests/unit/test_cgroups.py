@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from host.cgroups import Cgroups, DeviceRule, Resources, cpu, cpuset, devices, hugetlb, memory, pids
+from host.cgroups import Cgroups, DeviceRule, Resources, cpu, cpuset, devices, hugetlb, memory, pids, unified
 from host.cgroups.files import Read, Write, keyed, number
-from host.errors import HostError, InputError
+from host.errors import Busy, HostError, InputError
 
 
 def files(**content: str) -> Read:
@@ -81,6 +81,45 @@ def test_memory_v2_counts_swap_alone() -> None:
     assert [write.value for write in lifted] == ["max", "max"]
 
 
+def test_memory_v1_says_what_the_kernel_would_call_an_invalid_argument() -> None:
+    present = files(memory__memsw__limit_in_bytes="1000")
+    with pytest.raises(
+        InputError, match=r"memory_limit_in_bytes 2000 is above .* 1000: give memory_swap_lim"
+    ):
+        memory.plan_v1(Resources(memory_limit=2000), present)
+    assert memory.plan_v1(Resources(memory_limit=900), present) == [Write("memory.limit_in_bytes", "900")]
+
+
+@pytest.mark.parametrize(
+    ("resources", "present", "expected"),
+    [
+        (Resources(memory_swap_limit=150), "100", "50"),
+        (Resources(memory_swap_limit=150, memory_limit=150), "100", "0"),
+        (Resources(memory_swap_limit=-1), "max", "max"),
+    ],
+)
+def test_memory_v2_swap_counts_from_the_limit_in_force(
+    resources: Resources, present: str, expected: str
+) -> None:
+    writes = memory.plan_v2(resources, files(memory__max=present))
+    assert writes[-1] == Write("memory.swap.max", expected, optional=True)
+
+
+def test_memory_v2_swap_without_a_limit_is_refused() -> None:
+    with pytest.raises(InputError, match=r"memory_swap_limit_in_bytes 150 .* \(in force: none\)"):
+        memory.plan_v2(Resources(memory_swap_limit=150), files(memory__max="max"))
+    for limit in (-1, 200):
+        with pytest.raises(InputError, match="memory_swap_limit_in_bytes 150"):
+            memory.check(Resources(memory_swap_limit=150, memory_limit=limit))
+
+
+def test_memory_v2_is_not_lowered_below_what_cannot_be_reclaimed() -> None:
+    used = files(memory__current="1000", memory__stat="active_file 300\ninactive_file 200\nshmem 100")
+    with pytest.raises(Busy, match=r"memory limit 499: .*: 500 bytes are in use"):
+        memory.plan_v2(Resources(memory_limit=499), used)
+    assert memory.plan_v2(Resources(memory_limit=500), used) == [Write("memory.max", "500")]
+
+
 def test_working_set_leaves_the_idle_page_cache_out() -> None:
     v1 = memory.stats_v1(
         files(memory__usage_in_bytes="1000", memory__stat="total_inactive_file 300\ntotal_rss 5")
@@ -121,7 +160,37 @@ def test_cpuset_fill_in_copies_only_what_is_empty() -> None:
 
 def test_huge_pages_of_unknown_size_are_passed_over() -> None:
     wanted = Resources(hugepage_limits={"2MB": 4096})
-    assert all(write.optional for write in hugetlb.plan_v1(wanted, EMPTY) + hugetlb.plan_v2(wanted, EMPTY))
+    assert hugetlb.plan_v2(wanted, EMPTY) == [
+        Write("hugetlb.2MB.max", "4096", optional=True),
+        Write("hugetlb.2MB.rsvd.max", "4096", optional=True),
+    ]
+    assert [write.name for write in hugetlb.plan_v1(wanted, EMPTY)] == [
+        "hugetlb.2MB.limit_in_bytes",
+        "hugetlb.2MB.rsvd.limit_in_bytes",
+    ]
+
+
+@pytest.mark.parametrize("size", ["", "2", "0MB", "2MB/../x", "2 MB"])
+def test_what_is_no_page_size_is_refused(size: str) -> None:
+    with pytest.raises(InputError, match="page_size"):
+        hugetlb.check(Resources(hugepage_limits={size: 1}))
+
+
+def test_unified_is_one_write_a_line() -> None:
+    wanted = Resources(unified={"memory.high": "5", "io.max": "8:0 rbps=1\n8:16 wbps=2", "cpu.idle": "1"})
+    unified.check(wanted)
+    assert [(write.name, write.value) for write in unified.plan_v2(wanted, EMPTY)] == [
+        ("memory.high", "5"),
+        ("io.max", "8:0 rbps=1"),
+        ("io.max", "8:16 wbps=2"),
+        ("cpu.idle", "1"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "cgroup.procs", "memory", "../memory.high", "memory.high/..", "a.b"])
+def test_unified_names_are_controllers_files(name: str) -> None:
+    with pytest.raises(InputError, match="unified key"):
+        unified.check(Resources(unified={name: "1"}))
 
 
 def test_numbers() -> None:
@@ -195,6 +264,20 @@ def test_update_names_the_file_that_refused(tmp_path: Path) -> None:
     (tmp_path / "a/pids.max").write_text("")
     groups.update("/a", Resources(pids_limit=7))
     assert (tmp_path / "a/pids.max").read_text() == "7"
+
+
+def test_unified_is_written_last_on_v2_and_refused_on_v1(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    wanted = Resources(pids_limit=7, unified={"pids.max": "9"})
+    with pytest.raises(InputError, match="unified resources need cgroup v2"):
+        Cgroups(v1_root(tmp_path / "one", "cpuset", "pids")).create("/a", wanted)
+    assert not (tmp_path / "one/pids/a").exists()
+    groups = Cgroups(v2_root(tmp_path / "two"))
+    (tmp_path / "two/a").mkdir()
+    (tmp_path / "two/a/pids.max").write_text("")
+    groups.update("/a", wanted)
+    assert (tmp_path / "two/a/pids.max").read_text() == "9"
 
 
 def test_missing_groups_are_empty_and_removed_already(tmp_path: Path) -> None:

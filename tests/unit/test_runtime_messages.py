@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cri.runtime import messages, record, wire
-from cri.runtime.devices import device_nodes
+from cri.runtime.devices import device_nodes, device_rules
 from cri.runtime.loop import Loop
 from cri.runtime.spec import (
     ContainerExit,
@@ -22,7 +22,8 @@ from cri.runtime.spec import (
     SandboxSpec,
 )
 from cri.runtime.state import LOST, LOST_CODE, StateFolder
-from host.cgroups import Cgroups
+from host.cgroups import Cgroups, DeviceRule
+from host.cgroups.devices import ALL_DEVICES, CONTAINER_DEVICES
 from host.errors import Exists, HostError, InputError, NotFound, Unsupported
 from host.processes import run
 
@@ -119,6 +120,13 @@ class TestMessages:
             for at, end in ((0, None), (2, None), (2, ended))
         ]
         assert [facts.state for facts in states] == ["created", "running", "exited"]
+
+    def test_a_cgroup_allows_the_common_devices_and_those_asked_for(self) -> None:
+        wanted = (Device(source=Path("/dev/null"), target="/dev/mine", access="r"),)
+        spec = self.spec(devices=wanted)
+        rules = device_rules(spec, device_nodes(spec))
+        assert rules == (*CONTAINER_DEVICES, DeviceRule(kind="c", major=1, minor=3, access="r"))
+        assert device_rules(self.spec(all_devices=True), ()) == ALL_DEVICES
 
     def test_devices_must_be_devices(self, tmp_path: Path) -> None:
         wanted = (Device(source=Path("/dev/null"), target="/dev/mine"),)
