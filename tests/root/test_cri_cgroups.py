@@ -52,7 +52,9 @@ class TestDevices:
     async def test_a_privileged_one_opens_everything(self, node: CriNode) -> None:
         security = pb.LinuxContainerSecurityContext(privileged=True)
         linux = pb.LinuxContainerConfig(security_context=security)
-        _, container, _ = await node.launch("sleep", "1000", linux=linux)
+        config = node.sandbox_config()
+        config.linux.security_context.privileged = True
+        _, container = await node.launch_with(config, "sleep", "1000", linux=linux)
         answer = await node.exec(container, "sh", "-c", self.SCRIPT)
         assert answer.stdout == b"opened\n2\n"
 
