@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cri.runtime.log import MAX_LINE, LineLog
@@ -28,6 +28,7 @@ def written(pieces: list[bytes]) -> list[tuple[bytes, bytes]]:
     return parse(b"".join([*(lines.feed(piece, 7) for piece in pieces if piece), lines.flush(7)]))
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, max_size=8), st.booleans(), st.lists(st.integers(1, 70_000), min_size=1, max_size=5))
 def test_lines_come_back_whole_however_they_arrive(sizes: list[int], ended: bool, steps: list[int]) -> None:
     data = b"\n".join(b"x" * size for size in sizes) + (b"\n" if ended else b"")
