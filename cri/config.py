@@ -19,6 +19,8 @@ from host.errors import InputError
 RUNTIME_NAME = "nodelet-cri"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_CONFIG_BYTES = 1 << 20
+_REPEATED = {"runtime_handlers": "runtime_handler"}
+"""Settings whose flag, given once for each, is in the singular."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,9 @@ class Settings:
     seccomp_root: Annotated[Path, "folder that Localhost seccomp profiles must be in"] = Path(
         "/var/lib/kubelet/seccomp"
     )
+    runtime_handlers: Annotated[
+        tuple[str, ...], "NAME=PATH[,--OPTION…] of an OCI runtime that a RuntimeClass may choose"
+    ] = ()
     stream_address: Annotated[str, "HOST:PORT of exec, attach and port-forward streams"] = "127.0.0.1:0"
     max_concurrent_downloads: Annotated[int, "layers of one image that are fetched at a time"] = 3
     image_pull_progress_timeout: Annotated[int, "seconds without a byte after which a pull is given up"] = 300
@@ -53,7 +58,7 @@ class Settings:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + _REPEATED.get(name, name).replace("_", "-")
 
 
 def _key(name: str) -> str:
@@ -141,6 +146,8 @@ def build(values: Mapping[str, Any]) -> Settings:
         if item.name not in values:
             continue
         value = values[item.name]
+        if item.name == "runtime_handlers" and isinstance(value, Mapping):
+            value = [f"{name}={words}" for name, words in value.items()]
         if isinstance(item.default, tuple):
             if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
                 raise InputError(f"{_key(item.name)} must be a list of strings")
@@ -175,6 +182,10 @@ def _check(settings: Settings) -> None:
     if settings.log_level not in LOG_LEVELS:
         raise InputError(f"--log-level {settings.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
     host_port(settings.stream_address)
+    if settings.runtime_handlers:
+        from cri.runtime.oci.handlers import parse_all
+
+        parse_all(settings.runtime_handlers)
 
 
 def host_port(address: str) -> tuple[str, int]:

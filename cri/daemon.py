@@ -18,6 +18,7 @@ from cri.config import RUNTIME_NAME, Settings, host_port
 from cri.images.store import ImageStore
 from cri.network import Network
 from cri.runtime.client import Runtime, Spawner
+from cri.runtime.oci.handlers import load
 from cri.runtime.seccomp import compile_default
 from cri.runtime.security import DEFAULT_CAPABILITIES
 from cri.server.container_events import follow_runtime
@@ -87,6 +88,7 @@ class Daemon:
                 tokens=tokens,
                 boot_id=boot_id(),
                 stream_url=stream_url,
+                handlers=await asyncio.to_thread(load, settings.runtime_handlers),
             )
             follower = asyncio.create_task(follow_runtime(core))
             stack.push_async_callback(_cancel, follower)

@@ -19,7 +19,7 @@ from cri.runtime import identity, messages
 from cri.runtime.errors import StartFailed
 from cri.runtime.launch import Spawner, launch_spawner
 from cri.runtime.link import Link, connect
-from cri.runtime.placement import Placement, plan, prepare
+from cri.runtime.placement import Placement, exec_process, plan, prepare
 from cri.runtime.process import Attachment, ExecProcess, collect
 from cri.runtime.spec import (
     ContainerFacts,
@@ -364,6 +364,7 @@ class Runtime:
         exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._executions[sandbox_id, number] = exited
         fields = messages.exec_request(spec, number)
+        fields["process"] = exec_process(spec, self._state, sandbox_id, container_id)
         try:
             value, fds = await link.request_with_fds("exec", container=container_id, **fields)
         except asyncio.CancelledError:

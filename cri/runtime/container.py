@@ -100,6 +100,10 @@ class Container:
         self.pid, self.pidfd = pid, pidfd
         self._creating, self._control = answer, control
         self._loop.watch(control.fileno(), self._told)
+        self._take_streams(ours)
+
+    def _take_streams(self, ours: dict[str, int]) -> None:
+        """Our ends of the pipes: one to write to, the others into the log."""
         self._stdin = ours.pop("stdin", -1)
         for name, fd in ours.items():
             self._outputs[name] = Output(self._loop, fd, name.encode(), self._log)

@@ -42,21 +42,29 @@ class Execution:
         self.id: int = request["exec"]
         self._names: list[str] = []
         self._fds: list[int] = []
+        self.pid = 0
         stdio = self._make_stdio()
         self._cgroup = container.make_exec_cgroup()
+        try:
+            self._launch(stdio)
+        except OSError:
+            self._close_fds()
+            container.remove_exec_cgroup(self._cgroup)
+            raise
+        finally:
+            for fd in set(stdio):
+                os.close(fd)
+
+    def _launch(self, stdio: tuple[int, int, int]) -> None:
         self._control, theirs = sockets.pair(sockets.PACKETS)
         try:
             self.pid = self._fork(stdio, theirs)
         except OSError:
             self._control.close()
-            self._close_fds()
-            container.remove_exec_cgroup(self._cgroup)
             raise
         finally:
             theirs.close()
-            for fd in set(stdio):
-                os.close(fd)
-        loop.watch(self._control.fileno(), self._told)
+        self._loop.watch(self._control.fileno(), self._told)
 
     def _fork(self, stdio: tuple[int, int, int], theirs: Socket) -> int:
         pid, pidfd = namespaces.fork_into(self.container.pidfd, self._cgroup)
@@ -118,12 +126,7 @@ class Execution:
             namespaces.write_number(self._cgroup + b"/cgroup.kill", 1)
             return
         try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            try:
-                os.kill(self.pid, number)
-            except ProcessLookupError:
-                return
+            signal_session(self.pid, number)
         except PermissionError as exc:
             raise from_errno(errno.EPERM, f"signal exec {self.id}") from exc
 
@@ -138,6 +141,20 @@ class Execution:
             words = error.get("message", "exec ended before it could run")
             self._answer.fail(error.get("errno", errno.EIO), words, error.get("step", "init"))
             return
+        self._tell_end(status)
+
+    def _tell_end(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
         code = 128 - code if code < 0 else code
         self.connection.send({"event": "exec", "container": self.container.id, "exec": self.id, "code": code})
+
+
+def signal_session(pid: int, number: int) -> None:
+    """To the process group of a session's leader, or to itself while it does not lead one; gone is fine."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return

@@ -54,8 +54,8 @@ class StepError(Exception):
         self.step, self.code, self.message = step, code, message
 
 
-class _Step:
-    """Where we are, for the error message."""
+class Step:
+    """Where we are, for the error message (`report`)."""
 
     name = "namespaces"
 
@@ -68,12 +68,12 @@ def run_container(process: bytes, control: int, stdio: tuple[int, int, int]) -> 
         control: SOCK_SEQPACKET socket to the supervisor.
         stdio: descriptors for 0, 1 and 2; replaced by the terminal's with tty.
     """
-    step = _Step()
+    step = Step()
     try:
-        control = _leave_supervisor(stdio, (control,))
+        control = leave_supervisor(stdio, (control,))
         _container(wire.decode(process), sockets.adopt(control), step)
     except BaseException as exc:
-        os.write(control, _report(exc, step))
+        os.write(control, report(exc, step))
     finally:
         os._exit(FAILED)
 
@@ -89,17 +89,17 @@ def run_exec(
         process: as for `run_container`, of the same container.
         changes: what is different from it.
     """
-    step = _Step()
+    step = Step()
     try:
-        control = _leave_supervisor(stdio, (control, pidfd))
+        control = leave_supervisor(stdio, (control, pidfd))
         _exec({**wire.decode(process), **changes}, sockets.adopt(control), step)
     except BaseException as exc:
-        os.write(control, _report(exc, step))
+        os.write(control, report(exc, step))
     finally:
         os._exit(FAILED)
 
 
-def _report(exc: BaseException, step: _Step) -> bytes:
+def report(exc: BaseException, step: Step) -> bytes:
     """What went wrong, for `StartFailed`."""
     if isinstance(exc, StepError):
         facts = {"errno": exc.code, "message": exc.message, "step": exc.step}
@@ -110,7 +110,7 @@ def _report(exc: BaseException, step: _Step) -> bytes:
     return wire.encode(facts)
 
 
-def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int:
+def leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int:
     """Drop everything inherited. Afterwards 0, 1, 2 are `stdio`, CONTROL and up are `keep`, the rest closed.
 
     Returns:
@@ -132,11 +132,11 @@ def _leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int
     return CONTROL
 
 
-def _container(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
+def _container(spec: dict[str, Any], channel: Socket, step: Step) -> None:
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])
     step.name = "oom_score_adj"
-    _set_oom_score(spec["oom_score_adj"])
+    set_oom_score(spec["oom_score_adj"])
     plan = spec["rootfs"]
     step.name = "mount"
     sources = rootfs.Sources(plan)
@@ -148,7 +148,7 @@ def _container(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
     step.name = "user"
     who = identity.resolve(spec["user"], rooted.read(root, b"/etc/passwd"), rooted.read(root, b"/etc/group"))
     step.name = "cwd"
-    _make_cwd(root, spec["cwd"])
+    make_cwd(root, spec["cwd"])
     step.name = "terminal"
     masters: tuple[int, ...] = (_open_terminal(pts, root),) if spec["tty"] else ()
     step.name = "rootfs"
@@ -167,11 +167,11 @@ def _container(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
     _become(spec, who, step)
 
 
-def _exec(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
+def _exec(spec: dict[str, Any], channel: Socket, step: Step) -> None:
     pidfd = CONTROL + 1
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])
-    _set_oom_score(spec["oom_score_adj"])
+    set_oom_score(spec["oom_score_adj"])
     step.name = "namespaces"
     syscalls.setns(pidfd, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP)
     os.close(pidfd)
@@ -184,7 +184,7 @@ def _exec(spec: dict[str, Any], channel: Socket, step: _Step) -> None:
     _become(spec, spec["who"], step)
 
 
-def _set_oom_score(score: int) -> None:
+def set_oom_score(score: int) -> None:
     """Lowering needs CAP_SYS_RESOURCE: without it the present score stays."""
     try:
         fd = os.open(b"/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -196,7 +196,7 @@ def _set_oom_score(score: int) -> None:
         return
 
 
-def _make_cwd(root: int, cwd: bytes) -> None:
+def make_cwd(root: int, cwd: bytes) -> None:
     """A missing working directory is made, as runc does; on a read-only root its absence is told at start."""
     if not cwd.strip(b"/"):
         return
@@ -241,7 +241,7 @@ def _open_terminal(pts: int, root: int) -> int:
     return master
 
 
-def _become(spec: dict[str, Any], who: dict[str, Any], step: _Step) -> None:
+def _become(spec: dict[str, Any], who: dict[str, Any], step: Step) -> None:
     """Limits, working directory, identity, exec: from here on only numbers and bytes already at hand."""
     argv = spec["argv"]
     env = _environment(spec["env"], who["home"])

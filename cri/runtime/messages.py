@@ -138,7 +138,7 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         raise InputError("container has no command: set args in the image or the pod")
     if spec.apparmor_profile:
         raise from_errno(errno.EOPNOTSUPP, f"AppArmor profile {spec.apparmor_profile!r}")
-    if len(spec.seccomp) % 8:
+    if not spec.oci_runtime and len(spec.seccomp) % 8:
         raise InputError("seccomp program is not a whole number of instructions")
     mode = (
         "target"
@@ -152,6 +152,7 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
     return {
         "id": spec.id,
         "process": wire.encode(_process(spec, places)),
+        "oci": None,
         "pid_mode": mode,
         "target": spec.target_container,
         "birthplace": path(places.birthplace),
@@ -181,7 +182,7 @@ def _process(spec: ContainerSpec, places: Places) -> dict[str, Any]:
             "no_new_privs": spec.no_new_privileges,
             "seccomp": spec.seccomp,
         },
-        "rlimits": [[_rlimit(limit.name), _limit(limit.soft), _limit(limit.hard)] for limit in spec.rlimits],
+        "rlimits": [[rlimit(limit.name), _limit(limit.soft), _limit(limit.hard)] for limit in spec.rlimits],
         "oom_score_adj": max(-1000, min(spec.oom_score_adj, 1000)),
         "tasks_files": [path(file) for file in places.tasks_files],
         "tty": spec.tty,
@@ -275,7 +276,12 @@ def path(value: Path | None) -> bytes:
     return os.fsencode(value)
 
 
-def _rlimit(name: str) -> int:
+def rlimit(name: str) -> int:
+    """The number of a resource limit (RLIMIT_NOFILE, or NOFILE).
+
+    Raises:
+        InputError: no such limit.
+    """
     number = getattr(resource, name if name.startswith("RLIMIT_") else f"RLIMIT_{name}", None)
     if not isinstance(number, int):
         raise InputError(f"rlimit {name!r} is not known: use a name like RLIMIT_NOFILE")
@@ -292,6 +298,7 @@ def exec_request(spec: ExecSpec, number: int) -> dict[str, Any]:
         raise InputError("exec has no command")
     return {
         "exec": number,
+        "process": b"",
         "argv": [_text("argument", word) for word in spec.argv],
         "tty": spec.tty,
         "stdin": spec.stdin,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from cri.runtime import messages
 from cri.runtime.devices import device_nodes, device_rules
 from cri.runtime.errors import StartFailed
-from cri.runtime.spec import ContainerSpec
+from cri.runtime.security import capability_mask
+from cri.runtime.spec import ContainerSpec, ExecSpec
 from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups, Resources
 from host.errors import HostError
@@ -26,6 +28,7 @@ class Placement:
     sandbox_id: str
     id: str
     cgroup_path: str
+    oci_runtime: tuple[str, ...]
     resources: Resources
     """With the devices that the container may use."""
     message: dict[str, Any]
@@ -44,12 +47,17 @@ def plan(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int
     cgroups.check(spec.resources)
     sandbox = state.read(state.sandbox(spec.sandbox_id), "sandbox")
     places = _places(spec, state, cgroups, host_ipc=sandbox.get("host_ipc", False), held=held)
+    resources = replace(spec.resources, devices=device_rules(spec, places.devices))
+    message = messages.container(spec, places, share_pid=sandbox.get("share_pid", False))
+    if spec.oci_runtime:
+        message.update(_oci_message(spec, places, resources, cgroups, pid_mode=message["pid_mode"]))
     return Placement(
         sandbox_id=spec.sandbox_id,
         id=spec.id,
         cgroup_path=spec.cgroup_path,
-        resources=replace(spec.resources, devices=device_rules(spec, places.devices)),
-        message=messages.container(spec, places, share_pid=sandbox.get("share_pid", False)),
+        oci_runtime=spec.oci_runtime,
+        resources=resources,
+        message=message,
     )
 
 
@@ -60,7 +68,10 @@ def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
         Exists: the sandbox has a container of this id.
         StartFailed: the cgroup was refused; nothing is left.
     """
-    state.make_container(place.sandbox_id, place.id, {"cgroup": place.cgroup_path})
+    undo = {"cgroup": place.cgroup_path, "oci": list(place.oci_runtime)}
+    folder = state.make_container(place.sandbox_id, place.id, undo)
+    if place.oci_runtime:
+        (folder / "mounts").mkdir(mode=0o700)
     if place.cgroup_path:
         try:
             cgroups.create(place.cgroup_path, place.resources)
@@ -89,3 +100,37 @@ def _places(
         devices=device_nodes(spec),
         held_capabilities=held,
     )
+
+
+def _oci_message(
+    spec: ContainerSpec, places: messages.Places, resources: Resources, cgroups: Cgroups, *, pid_mode: str
+) -> dict[str, Any]:
+    from cri.runtime.oci import config
+
+    return config.message(
+        spec,
+        places,
+        resources,
+        pid_mode=pid_mode,
+        ceilings=_ceilings(spec, places.held_capabilities),
+        hybrid=cgroups.trees[0] if cgroups.mode == "hybrid" else None,
+    )
+
+
+def _ceilings(spec: ContainerSpec, held: int) -> dict[str, int]:
+    """Hard limits of this process, which nobody without CAP_SYS_RESOURCE raises."""
+    if held & capability_mask(("SYS_RESOURCE",)):
+        return {}
+    found = {item.name: resource.getrlimit(messages.rlimit(item.name))[1] for item in spec.rlimits}
+    return {name: limit for name, limit in found.items() if limit != resource.RLIM_INFINITY}
+
+
+def exec_process(spec: ExecSpec, state: StateFolder, sandbox_id: str, container_id: str) -> bytes:
+    """For `messages.exec_request`: the process as an external runtime takes it; empty for our own."""
+    try:
+        config = (state.container(sandbox_id, container_id) / "config.json").read_bytes()
+    except FileNotFoundError:
+        return b""
+    from cri.runtime.oci.config import exec_process
+
+    return exec_process(config, spec)

@@ -38,7 +38,7 @@ _ACTIONS = {
     "SCMP_ACT_TRAP": pyseccomp.TRAP,
     "SCMP_ACT_LOG": pyseccomp.LOG,
 }
-_OPERATORS = {
+OPERATORS = {
     "SCMP_CMP_NE": pyseccomp.NE,
     "SCMP_CMP_LT": pyseccomp.LT,
     "SCMP_CMP_LE": pyseccomp.LE,
@@ -55,7 +55,9 @@ _INSTRUCTION = struct.Struct("HBBI")
 _LOAD, _JUMP_GE, _JUMP_GT, _RETURN = 0x20, 0x35, 0x25, 0x06
 _BINARY_TREE = 2
 
-Rule = tuple[int, str, tuple[pyseccomp.Arg, ...]]
+Condition = tuple[int, int, int, int]
+"""(argument, operator, value, second value)"""
+Rule = tuple[int, str, tuple[Condition, ...]]
 """(action, system call, conditions that must all hold)"""
 
 
@@ -83,11 +85,11 @@ def default_rules(held: frozenset[str]) -> list[Rule]:
         names.update(dict.fromkeys(table.WITH_CAPABILITY[capability]))
     rules: list[Rule] = [(pyseccomp.ALLOW, name, ()) for name in names]
     for value in table.PERSONALITIES:
-        rules.append((pyseccomp.ALLOW, "personality", (pyseccomp.Arg(0, pyseccomp.EQ, value),)))
+        rules.append((pyseccomp.ALLOW, "personality", ((0, pyseccomp.EQ, value, 0),)))
     for mask, family in table.SOCKET_FAMILIES:
-        rules.append((pyseccomp.ALLOW, "socket", (pyseccomp.Arg(0, pyseccomp.MASKED_EQ, mask, family),)))
+        rules.append((pyseccomp.ALLOW, "socket", ((0, pyseccomp.MASKED_EQ, mask, family),)))
     if "SYS_ADMIN" not in held:
-        plain = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, table.CLONE_NAMESPACES, 0)
+        plain = (0, pyseccomp.MASKED_EQ, table.CLONE_NAMESPACES, 0)
         rules.append((pyseccomp.ALLOW, "clone", (plain,)))
     absent = [name for name in table.NOT_THERE if name not in names]
     rules += [(pyseccomp.ERRNO(errno.ENOSYS), name, ()) for name in absent]
@@ -142,22 +144,21 @@ def _entry_rules(entry: Any) -> list[Rule]:
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError("seccomp profile: names must be a list of system call names")
     indexes = [item[0] for item in arguments]
+    alternatives: list[tuple[Condition, ...]] = [tuple(arguments)]
     if len(set(indexes)) < len(indexes):
-        alternatives = [(pyseccomp.Arg(*item),) for item in arguments]
-    else:
-        alternatives = [tuple(pyseccomp.Arg(*item) for item in arguments)]
+        alternatives = [(item,) for item in arguments]
     return [(action, name, conditions) for name in names for conditions in alternatives]
 
 
-def _argument(item: Any) -> tuple[int, int, int, int]:
+def _argument(item: Any) -> Condition:
     """(index, operator, value, second value); two conditions on one argument are alternatives, as in runc."""
-    if not isinstance(item, dict) or item.get("op") not in _OPERATORS:
+    if not isinstance(item, dict) or item.get("op") not in OPERATORS:
         raise InputError("seccomp profile: an argument needs a known op, such as SCMP_CMP_EQ")
     index, first, second = item.get("index"), item.get("value"), item.get("valueTwo", 0)
     numbers = [number for number in (index, first, second) if type(number) is int and 0 <= number < 1 << 64]
     if len(numbers) < 3 or numbers[0] > 5:
         raise InputError("seccomp profile: an argument needs index 0..5 and unsigned 64-bit values")
-    return numbers[0], _OPERATORS[item["op"]], numbers[1], numbers[2]
+    return numbers[0], OPERATORS[item["op"]], numbers[1], numbers[2]
 
 
 def _action(name: Any, number: Any) -> int:
@@ -198,7 +199,7 @@ def _compile(default: int, rules: list[Rule]) -> bytes:
             number = pyseccomp.resolve_syscall(native, name)
             newest = max(newest, number)
             if number != -1 and action != default:
-                made.add_rule(action, name, *conditions)
+                made.add_rule(action, name, *(pyseccomp.Arg(*condition) for condition in conditions))
         program = _export(made)
     except (OSError, ValueError) as exc:
         error = exc if isinstance(exc, OSError) else OSError(errno.EINVAL, str(exc))

@@ -140,7 +140,8 @@ class ContainerSpec:
     ambient_capabilities: tuple[str, ...] = ()
     no_new_privileges: bool = False
     seccomp: bytes = b""
-    """Classic BPF program (`seccomp.compile_default`, `seccomp.compile_profile`); empty: unconfined."""
+    """Classic BPF program (`seccomp.compile_default`, `seccomp.compile_profile`), or with `oci_runtime` a
+    profile (the same functions of `oci.seccomp`); empty: unconfined."""
     apparmor_profile: str = ""
     """Refused with Unsupported where the kernel has no AppArmor."""
     rlimits: tuple[Rlimit, ...] = ()
@@ -151,6 +152,9 @@ class ContainerSpec:
     """A PID namespace of its own even where the pod has one for all (CRI NamespaceMode CONTAINER)."""
     target_container: str = ""
     """Join this container's PID namespace (CRI NamespaceMode TARGET); empty: own, or the pod's."""
+
+    oci_runtime: tuple[str, ...] = ()
+    """Program and global options of an external OCI runtime; empty: our own."""
 
     cgroup_path: str = ""
     """Relative to every hierarchy's mount, for instance /kubepods/besteffort/pod<uid>/<container id>."""

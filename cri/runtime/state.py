@@ -9,6 +9,8 @@
         containers/<id>/
             container                record: its cgroup (written by the client, before the cgroup)
             rootfs/                  mount point; occupied only inside the container's mount namespace
+            config.json, mounts/     with an external runtime: the folder is its bundle
+            oci/                     what that runtime remembers of it
             started, exit            records by the supervisor
 
 Every release is a step that succeeds when there is nothing left to do, so that a crash between two of them is
@@ -184,9 +186,13 @@ class StateFolder:
         folder = self.container(sandbox_id, container_id)
         if not folder.is_dir():
             return
-        cgroup = self.read(folder, "container").get("cgroup", "")
-        if cgroup:
-            self._cgroups.remove(cgroup)
+        undo = self.read(folder, "container")
+        if undo.get("oci"):
+            from cri.runtime.oci.handlers import delete_container
+
+            delete_container(undo["oci"], folder)
+        if undo.get("cgroup"):
+            self._cgroups.remove(undo["cgroup"])
         _remove_tree(folder)
 
     def release_sandbox(self, sandbox_id: str) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from cri.runtime.oci.commands import Commands
     from cri.runtime.sockets import Socket
 
 SOCKET = b"sock"
@@ -50,8 +51,10 @@ class Supervisor:
         self._folder, self._spec, self._has_network = folder, spec, has_network
         self._loop = loop or Loop()
         self._containers: dict[str, Container] = {}
-        self._by_pid: dict[int, Container | Execution] = {}
-        self._executions: dict[int, Execution] = {}
+        self._by_pid: dict[int, Container | Execution | Callable[[int], None]] = {}
+        self._executions: list[Execution] = []
+        self._commands: Commands | None = None
+        """Of external runtimes, once the pod has had a container of one."""
         self._connections: list[Connection] = []
         self._stopping: list[Answer] = []
         self._is_stopping = False
@@ -104,7 +107,7 @@ class Supervisor:
     def _disconnected(self, connection: Connection) -> None:
         """Execs belong to their client: nobody else can read what they print."""
         self._connections.remove(connection)
-        for execution in list(self._executions.values()):
+        for execution in self._executions[:]:
             if execution.connection is connection:
                 execution.kill(signal.SIGKILL)
 
@@ -135,10 +138,20 @@ class Supervisor:
         if spec["id"] in self._containers:
             raise from_errno(errno.EEXIST, f"container {spec['id']}")
         folder = self._folder + b"/containers/" + spec["id"].encode()
-        container = Container(self._loop, folder, spec)
+        container = self._oci_container(folder, spec) if spec["oci"] else Container(self._loop, folder, spec)
         container.create(answer, self._pid_namespace(spec))
         self._containers[container.id] = container
-        self._by_pid[container.pid] = container
+        if container.pid:
+            self._by_pid[container.pid] = container
+
+    def _oci_container(self, folder: bytes, spec: dict[str, Any]) -> Container:
+        """Imports what no other pod needs."""
+        from cri.runtime.oci.commands import Commands
+        from cri.runtime.oci.container import OciContainer
+
+        if self._commands is None:
+            self._commands = Commands(self._loop, self._by_pid)
+        return OciContainer(self._loop, folder, spec, commands=self._commands, on_exit=self._tell_exit)
 
     def _pid_namespace(self, spec: dict[str, Any]) -> int | None:
         """For `Container.create`: None is the host's, -1 a new one, else a pidfd of a member."""
@@ -170,12 +183,21 @@ class Supervisor:
         answer.ok()
 
     def _exec(self, request: dict[str, Any], answer: Answer) -> None:
-        execution = Execution(self._loop, self._find(request), request, answer)
-        self._executions[execution.pid] = execution
+        container = self._find(request)
+        if container.spec["oci"]:
+            self._executions.append(self._oci_execution(container, request, answer))
+            return
+        execution = Execution(self._loop, container, request, answer)
+        self._executions.append(execution)
         self._by_pid[execution.pid] = execution
 
+    def _oci_execution(self, container: Any, request: dict[str, Any], answer: Answer) -> Execution:
+        from cri.runtime.oci.execution import OciExecution
+
+        return OciExecution(self._loop, container, request, answer, on_done=self._executions.remove)
+
     def _exec_signal(self, request: dict[str, Any], answer: Answer) -> None:
-        for execution in self._executions.values():
+        for execution in self._executions[:]:
             if execution.id == request["exec"] and execution.connection is answer.connection:
                 execution.kill(request["signal"])
         answer.ok()
@@ -205,15 +227,22 @@ class Supervisor:
         """A child was reaped; orphans of containers come here too and need nothing more."""
         child = self._by_pid.pop(pid, None)
         if isinstance(child, Execution):
-            del self._executions[pid]
+            self._executions.remove(child)
             child.ended(status)
         elif isinstance(child, Container):
             if child.ended(status):
-                for connection in self._connections[:]:
-                    connection.send({"event": "exited", "container": child.id, "facts": child.facts()})
+                self._tell_exit(child)
             else:
                 del self._containers[child.id]
+        elif child is not None:
+            child(status)
+        elif self._commands is not None:
+            self._commands.orphan_ended(pid, status)
         self._end_if_stopped()
+
+    def _tell_exit(self, container: Container) -> None:
+        for connection in self._connections[:]:
+            connection.send({"event": "exited", "container": container.id, "facts": container.facts()})
 
     def _end_if_stopped(self) -> None:
         if not self._is_stopping or self._by_pid:

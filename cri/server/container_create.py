@@ -16,6 +16,7 @@ import msgspec
 
 from cri.images.errors import ImageMissing
 from cri.images.model import Image
+from cri.runtime.oci.handlers import find
 from cri.runtime.spec import ContainerSpec, Device
 from cri.server import container_prepare
 from cri.server.container_events import tell
@@ -90,7 +91,10 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
 async def _spec(core: Core, config: pb.ContainerConfig, image: Image, place: Place) -> ContainerSpec:
     # Compiling a filter not seen before takes tens of milliseconds, which no other pod should wait for.
     seccomp = await asyncio.to_thread(
-        seccomp_filter, config.linux.security_context, root=core.settings.seccomp_root
+        seccomp_filter,
+        config.linux.security_context,
+        root=core.settings.seccomp_root,
+        external=bool(place.oci_runtime),
     )
     return container_spec(config, image.config, place, seccomp=seccomp, devices=_devices(config))
 
@@ -161,6 +165,7 @@ def _place(
     data = data_folder(core, container_id)
     small = core.store.sandbox_folder(sandbox.id)
     targets = volume_targets(config, image.config)
+    handler = find(core.handlers, sandbox.record.runtime_handler)
     parent = sandbox.config.linux.cgroup_parent.strip("/")
     return Place(
         container_id=container_id,
@@ -175,6 +180,7 @@ def _place(
         hosts_file=small / "hosts",
         hostname=sandbox.config.hostname or os.uname().nodename,
         volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
+        oci_runtime=handler.command if handler else (),
         images=tuple(data for mount in config.mounts if mount.image.image),  # until they are mounted
     )
 

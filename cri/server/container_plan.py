@@ -45,6 +45,8 @@ class Place:
     """Value of $HOSTNAME."""
     volumes: tuple[tuple[Path, str], ...] = ()
     """Anonymous volumes: (folder on the host, path in the container)."""
+    oci_runtime: tuple[str, ...] = ()
+    """Command of the external runtime that the pod asked for; empty: our own."""
     images: tuple[Path, ...] = ()
     """Where each image volume of the configuration is mounted on the host, in its order."""
 
@@ -288,6 +290,7 @@ def container_spec(
         host_pid=options.pid == pb.NODE,
         own_pid=options.pid == pb.CONTAINER,
         target_container=options.target_id if options.pid == pb.TARGET else "",
+        oci_runtime=place.oci_runtime,
         cgroup_path=place.cgroup,
         resources=resources_of(config.linux.resources),
         log_path=place.log,

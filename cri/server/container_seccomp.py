@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cri.runtime import seccomp
+from cri.runtime.oci import seccomp as oci_seccomp
 from cri.runtime.security import capabilities
 from host.errors import InputError
 from host.files import read_input
@@ -16,12 +17,15 @@ from proto.cri import runtime_pb2 as pb
 _MAX_PROFILE_BYTES = 4 << 20
 
 
-def seccomp_filter(security: pb.LinuxContainerSecurityContext, *, root: Path) -> bytes:
-    """The compiled filter; empty for unconfined (asked for, or privileged, or nothing said).
+def seccomp_filter(
+    security: pb.LinuxContainerSecurityContext, *, root: Path, external: bool = False
+) -> bytes:
+    """The filter; empty for unconfined (asked for, or privileged, or nothing said).
 
     Args:
         security: the container's security context.
         root: the folder Localhost profiles must be in.
+        external: as a profile for an OCI runtime, in place of a program for the kernel.
 
     Raises:
         InputError: an unknown type, a Localhost profile that is missing, unreadable or outside `root`.
@@ -32,10 +36,11 @@ def seccomp_filter(security: pb.LinuxContainerSecurityContext, *, root: Path) ->
     kind = profile.profile_type
     asked = security.capabilities
     held = capabilities(add=asked.add_capabilities, drop=asked.drop_capabilities)
+    form = oci_seccomp if external else seccomp
     if kind == pb.SecurityProfile.RuntimeDefault:
-        return seccomp.compile_default(capabilities=held)
+        return form.compile_default(capabilities=held)
     if kind == pb.SecurityProfile.Localhost:
-        return seccomp.compile_profile(read_profile(profile.localhost_ref, root), capabilities=held)
+        return form.compile_profile(read_profile(profile.localhost_ref, root), capabilities=held)
     raise InputError(f"seccomp profile type {kind} is not known")
 
 

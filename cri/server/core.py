@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from cri.config import Settings
 from cri.images.store import ImageStore
 from cri.network import Network
 from cri.runtime.client import Runtime
+from cri.runtime.oci.handlers import Handler
 from cri.server.events import EventBroker
 from cri.state.store import Store
 from cri.streaming.tokens import Tokens
@@ -84,6 +85,8 @@ class Core:
     boot_id: str
     stream_url: str
     """Base address of streams, for instance http://127.0.0.1:34567."""
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    """External runtimes by the name a pod may ask for; our own has the empty name."""
     events: EventBroker = field(default_factory=EventBroker)
     joined: Joined = field(default_factory=Joined)
     early_exits: dict[str, Any] = field(default_factory=dict)

@@ -37,9 +37,7 @@ async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse
     response = pb.StatusResponse(
         status=pb.RuntimeStatus(conditions=[pb.RuntimeCondition(type="RuntimeReady", status=True), network]),
         features=pb.RuntimeFeatures(supplemental_groups_policy=True),
-        runtime_handlers=[
-            pb.RuntimeHandler(name="", features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True))
-        ],
+        runtime_handlers=_handlers(core),
     )
     if request.verbose:
         settings = core.settings
@@ -47,6 +45,16 @@ async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse
         response.info["cniconfig"] = json.dumps(conflist)
         response.info["imagePulls"] = json.dumps(core.images.pulls())
     return response
+
+
+def _handlers(core: Core) -> list[pb.RuntimeHandler]:
+    """Our own runtime, which is the default, and every external one with what it says it can do."""
+    ours = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+    found = [pb.RuntimeHandler(name="", features=ours)]
+    for name, handler in sorted(core.handlers.items()):
+        features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.recursive_readonly)
+        found.append(pb.RuntimeHandler(name=name, features=features))
+    return found
 
 
 async def get_runtime_config(core: Core, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:

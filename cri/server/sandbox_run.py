@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from cri.network import NetworkError
+from cri.runtime.oci.handlers import find
 from cri.server.container_events import tell
 from cri.server.core import Core
-from cri.server.errors import AlreadyExists, unimplemented
+from cri.server.errors import AlreadyExists
 from cri.server.sandbox_plan import check_metadata, pod_network, sandbox_key, sandbox_spec, small_files
 from cri.state.records import SandboxRecord, SandboxState
 from cri.state.store import Sandbox
@@ -35,19 +36,20 @@ async def run_pod_sandbox(core: Core, request: pb.RunPodSandboxRequest) -> pb.Ru
     """Make a sandbox and connect it; the same pod and attempt again gives the same sandbox.
 
     Raises:
+        InputError: a field of the configuration, or a runtime handler that is not configured.
         AlreadyExists: this pod and attempt had a sandbox that has been stopped.
         NetworkError: CNI failed; nothing is left behind.
     """
     config = request.config
     check_metadata(config)
-    if request.runtime_handler:
-        raise unimplemented(f"runtime handler {request.runtime_handler[:80]!r}")
+    handler = request.runtime_handler
+    find(core.handlers, handler)
     key = sandbox_key(config)
-    sandbox_id = await core.joined.run(("sandbox", key), lambda: _run(core, key, config))
+    sandbox_id = await core.joined.run(("sandbox", key), lambda: _run(core, key, config, handler))
     return pb.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
 
 
-async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) -> str:
+async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, handler: str) -> str:
     for other in core.store.sandboxes.values():
         if sandbox_key(other.config) != key:
             continue
@@ -70,6 +72,7 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig) ->
     record = SandboxRecord(
         id=sandbox_id,
         config=config.SerializeToString(),
+        runtime_handler=handler,
         boot_id=core.boot_id,
         created_at=core.now(),
         netns=str(spec.netns_path or ""),

@@ -5,7 +5,7 @@ import isolation
 import pytest
 
 throw_away_namespaces, new_netns = isolation.throw_away_namespaces, isolation.new_netns
-daemon, node = crinode.daemon, crinode.node
+daemon, node, handler = crinode.daemon, crinode.node, crinode.handler
 
 
 @pytest.fixture(scope="session", autouse=True)

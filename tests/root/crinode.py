@@ -23,6 +23,7 @@ from grpc import aio
 
 from cni.config import render_conflist
 from deploy.labkit.images import Entry, build_image
+from host import processes
 from host.cgroups import Cgroups
 from proto.cri import runtime_pb2 as pb
 from proto.cri.runtime_pb2_grpc import ImageServiceStub, RuntimeServiceStub
@@ -47,6 +48,9 @@ _APPLETS = [
     "mknod",
 ]
 _UIDS = itertools.count(1)
+HANDLERS = ("", "crun", "runc")
+"""Our own runtime and the external ones these tests know."""
+EXTERNAL = {name: path for name in HANDLERS[1:] if (path := processes.which(name))}
 
 
 def base_files() -> dict[str, Path | bytes | Entry]:
@@ -85,6 +89,8 @@ class CriNode:
         self.socket = folder / "run" / "cri.sock"
         self.cgroup_parent = f"/nodelet-test-{os.getpid()}-{folder.name}"
         self.logs = folder / "logs"
+        self.handler = ""
+        """What `run_pod` asks for: the runtime's own, or the name of an external one."""
         self._registry = registry
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: aio.Channel | None = None
@@ -112,6 +118,7 @@ class CriNode:
             f"--netns-dir={folder / 'netns'}",
             f"--registry-config-dir={folder / 'registries'}",
             f"--seccomp-root={folder / 'seccomp'}",
+            *(f"--runtime-handler={name}={path}" for name, path in EXTERNAL.items()),
         ]
 
     def launch_daemon(self) -> None:
@@ -179,7 +186,8 @@ class CriNode:
 
     async def run_pod(self, config: pb.PodSandboxConfig) -> str:
         """RunPodSandbox."""
-        return (await self.runtime.RunPodSandbox(pb.RunPodSandboxRequest(config=config))).pod_sandbox_id
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=self.handler)
+        return (await self.runtime.RunPodSandbox(request)).pod_sandbox_id
 
     async def create(
         self, sandbox: str, config: pb.PodSandboxConfig, *command: str, image: str = BUSYBOX, **fields: Any
@@ -276,6 +284,16 @@ async def node(daemon: CriNode) -> AsyncIterator[CriNode]:
     yield daemon
     await daemon.clean()
     await daemon.disconnect()
+
+
+@pytest.fixture(params=HANDLERS, ids=lambda name: name or "built-in")
+def handler(request: pytest.FixtureRequest, node: CriNode) -> Iterator[str]:
+    """The test runs once with each runtime handler; one whose program is not installed is skipped."""
+    if request.param and request.param not in EXTERNAL:
+        pytest.skip(f"needs {request.param} (Debian package {request.param})")
+    node.handler = request.param
+    yield request.param
+    node.handler = ""
 
 
 def dial(url: str) -> socket.socket:

@@ -26,7 +26,7 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_containers_live_through_kill_9(node: CriNode):
+async def test_containers_live_through_kill_9(node: CriNode, handler: str):
     script = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.01; done"
     sandbox, container, config = await node.launch("sh", "-c", script)
     before = await node.status(container)
@@ -48,7 +48,7 @@ async def test_containers_live_through_kill_9(node: CriNode):
     assert len(numbers) > 50
 
 
-async def test_an_exit_in_the_gap_is_reported(node: CriNode):
+async def test_an_exit_in_the_gap_is_reported(node: CriNode, handler: str):
     _, container, config = await node.launch("sh", "-c", "echo begin; sleep 0.3; echo end; exit 42")
     pid = await pid_of(node, container)
     await node.disconnect()
@@ -62,7 +62,7 @@ async def test_an_exit_in_the_gap_is_reported(node: CriNode):
     assert node.container_log(config) == ["begin", "end"]
 
 
-async def test_a_created_container_can_be_started_after_a_restart(node: CriNode):
+async def test_a_created_container_can_be_started_after_a_restart(node: CriNode, handler: str):
     config = node.sandbox_config()
     sandbox = await node.run_pod(config)
     container = await node.create(sandbox, config, "sh", "-c", "exit 6")
@@ -71,7 +71,7 @@ async def test_a_created_container_can_be_started_after_a_restart(node: CriNode)
     assert (await node.wait_exit(container)).exit_code == 6
 
 
-async def test_a_lost_supervisor_ends_the_pod_and_it_can_be_removed(node: CriNode):
+async def test_a_lost_supervisor_ends_the_pod_and_it_can_be_removed(node: CriNode, handler: str):
     sandbox, container, config = await node.launch("sleep", "1000")
     verbose = pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
     info = (await node.runtime.PodSandboxStatus(verbose)).info["info"]
@@ -90,7 +90,7 @@ async def test_a_lost_supervisor_ends_the_pod_and_it_can_be_removed(node: CriNod
     await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
 
 
-async def test_a_supervisor_lost_while_the_daemon_was_away(node: CriNode):
+async def test_a_supervisor_lost_while_the_daemon_was_away(node: CriNode, handler: str):
     sandbox, container, _ = await node.launch("sleep", "1000")
     verbose = pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
     pid = json.loads((await node.runtime.PodSandboxStatus(verbose)).info["info"])["pid"]
@@ -136,7 +136,7 @@ def leftovers(node: CriNode) -> list[str]:
     return found
 
 
-async def test_nothing_is_left_after_removal(node: CriNode):
+async def test_nothing_is_left_after_removal(node: CriNode, handler: str):
     sandbox, _, _ = await node.launch("sleep", "1000")
     await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
     assert leftovers(node) == []

@@ -20,7 +20,7 @@ async def exec_url(node: CriNode, container: str, *command: str, **words: bool) 
     return (await node.runtime.Exec(asked)).url
 
 
-async def test_output_and_exit_code_arrive(node: CriNode):
+async def test_output_and_exit_code_arrive(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "sh", "-c", "echo out; echo err >&2; exit 9"))
     status = await stream.read_to_end()
@@ -29,7 +29,7 @@ async def test_output_and_exit_code_arrive(node: CriNode):
     assert status["details"]["causes"][0] == {"reason": "ExitCode", "message": "9"}
 
 
-async def test_megabytes_of_output_are_whole(node: CriNode):
+async def test_megabytes_of_output_are_whole(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "seq", "1", "1000000"))
     assert (await stream.read_to_end())["status"] == "Success"
@@ -45,7 +45,7 @@ async def test_a_slow_reader_loses_nothing_and_blocks_nobody(node: CriNode):
     assert len(stream.output[1]) == 6888896
 
 
-async def test_input_and_its_end_reach_the_program(node: CriNode):
+async def test_input_and_its_end_reach_the_program(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "cat", stdin=True))
     data = os.urandom(300_000)
@@ -56,7 +56,7 @@ async def test_input_and_its_end_reach_the_program(node: CriNode):
     assert bytes(stream.output[1]) == data
 
 
-async def test_a_terminal_has_the_size_it_is_given(node: CriNode):
+async def test_a_terminal_has_the_size_it_is_given(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "sh", stdin=True, tty=True))
     await stream.send(b'\4{"Width":123,"Height":45}')
@@ -67,14 +67,14 @@ async def test_a_terminal_has_the_size_it_is_given(node: CriNode):
     assert status["details"]["causes"][0]["message"] == "4"
 
 
-async def test_a_process_left_behind_does_not_hold_the_stream(node: CriNode):
+async def test_a_process_left_behind_does_not_hold_the_stream(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "sh", "-c", "sleep 500 & echo started"))
     assert (await stream.read_to_end())["status"] == "Success"
     assert bytes(stream.output[1]) == b"started\n"
 
 
-async def test_a_client_that_goes_away_takes_its_program_along(node: CriNode):
+async def test_a_client_that_goes_away_takes_its_program_along(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(
         await exec_url(node, container, "sh", "-c", "echo up; exec sleep 777", stdin=True)
@@ -88,7 +88,7 @@ async def test_a_client_that_goes_away_takes_its_program_along(node: CriNode):
     raise AssertionError("the program still runs")
 
 
-async def test_a_missing_program_is_told(node: CriNode):
+async def test_a_missing_program_is_told(node: CriNode, handler: str):
     _, container, _ = await node.launch("sleep", "1000")
     stream = await open_stream(await exec_url(node, container, "/none"))
     status = await stream.read_to_end()
@@ -117,7 +117,7 @@ async def test_another_kind_of_request_is_refused(node: CriNode, lines: str):
     writer.close()
 
 
-async def test_attach_shows_output_from_now_on(node: CriNode):
+async def test_attach_shows_output_from_now_on(node: CriNode, handler: str):
     script = "while read line; do echo got $line; done"
     _, container, _ = await node.launch("sh", "-c", script, stdin=True)
     asked = pb.AttachRequest(container_id=container, stdin=True, stdout=True, stderr=True)

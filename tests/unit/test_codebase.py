@@ -113,7 +113,10 @@ def touched(path: Path) -> frozenset[str]:
         ({"subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"}, PROCESSES),
         ({"asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"}, {"host/processes.py"}),
         ({"os.fork"}, {f"{RUNTIME}/spawner.py"}),
-        ({"os.execve", "os.execv", "os.execvp", "os.execvpe"}, {f"{RUNTIME}/init.py"}),
+        (
+            {"os.execve", "os.execv", "os.execvp", "os.execvpe"},
+            {f"{RUNTIME}/init.py", f"{RUNTIME}/oci/bundle.py"},
+        ),
         ({"os.system", "os.popen", "os.forkpty", "os.posix_spawn", "os.spawnv", "pty.fork"}, set()),
         ({"ctypes"}, {"host/syscalls.py"}),
         ({"socket.AF_NETLINK"}, {"host/netlink.py", "host/linkremoval.py"}),
