@@ -137,6 +137,8 @@ def _container(spec: dict[str, Any], channel: Socket, step: Step) -> None:
     namespaces.join(spec["tasks_files"])
     step.name = "oom_score_adj"
     set_oom_score(spec["oom_score_adj"])
+    step.name = "security label"
+    set_labels(spec["labels"])
     plan = spec["rootfs"]
     step.name = "mount"
     sources = rootfs.Sources(plan)
@@ -172,6 +174,8 @@ def _exec(spec: dict[str, Any], channel: Socket, step: Step) -> None:
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])
     set_oom_score(spec["oom_score_adj"])
+    step.name = "security label"
+    set_labels(spec["labels"])
     step.name = "namespaces"
     syscalls.setns(pidfd, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP)
     os.close(pidfd)
@@ -194,6 +198,19 @@ def set_oom_score(score: int) -> None:
             os.close(fd)
     except PermissionError:
         return
+
+
+def set_labels(labels: list[list[bytes]]) -> None:
+    """What the next exec will be confined by, told to the security modules.
+
+    Written while /proc is still the host's: a container's own may lead anywhere (CVE-2019-19921).
+    """
+    for path, label in labels:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, label)
+        finally:
+            os.close(fd)
 
 
 def make_cwd(root: int, cwd: bytes) -> None:

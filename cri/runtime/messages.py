@@ -6,7 +6,6 @@ to be encoded after a container's root has been entered.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
@@ -28,7 +27,7 @@ from cri.runtime.spec import (
     Tmpfs,
     User,
 )
-from host.errors import InputError, from_errno
+from host.errors import InputError
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SYSCTL = re.compile(r"[a-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
@@ -131,13 +130,10 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
 
     Raises:
         InputError: a field is wrong, named.
-        Unsupported: an AppArmor profile.
     """
     check_id("container", spec.id)
     if not spec.argv or not spec.argv[0]:
         raise InputError("container has no command: set args in the image or the pod")
-    if spec.apparmor_profile:
-        raise from_errno(errno.EOPNOTSUPP, f"AppArmor profile {spec.apparmor_profile!r}")
     if not spec.oci_runtime and len(spec.seccomp) % 8:
         raise InputError("seccomp program is not a whole number of instructions")
     mode = (
@@ -183,10 +179,22 @@ def _process(spec: ContainerSpec, places: Places) -> dict[str, Any]:
             "seccomp": spec.seccomp,
         },
         "rlimits": [[rlimit(limit.name), _limit(limit.soft), _limit(limit.hard)] for limit in spec.rlimits],
+        "labels": _labels(spec),
         "oom_score_adj": max(-1000, min(spec.oom_score_adj, 1000)),
         "tasks_files": [path(file) for file in places.tasks_files],
         "tty": spec.tty,
     }
+
+
+def _labels(spec: ContainerSpec) -> list[list[bytes]]:
+    """(file of procfs, what is written to it) for the security modules; see proc_pid_attr(5)."""
+    labels = []
+    if spec.apparmor_profile:
+        profile = _text("AppArmor profile", spec.apparmor_profile)
+        labels.append([b"/proc/thread-self/attr/apparmor/exec", b"exec " + profile])
+    if spec.selinux_label:
+        labels.append([b"/proc/thread-self/attr/exec", _text("SELinux label", spec.selinux_label)])
+    return labels
 
 
 def user(spec: User) -> dict[str, Any]:
@@ -221,6 +229,7 @@ def rootfs(spec: ContainerSpec, places: Places) -> dict[str, Any]:
         "cgroup_dirs": [[name.encode(), path(folder)] for name, folder in places.cgroup_dirs],
         "cgroup_v2": places.cgroup_v2,
         "writable_sys": spec.writable_sys,
+        "label": _text("mount label", spec.mount_label),
     }
 
 

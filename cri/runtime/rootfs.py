@@ -78,11 +78,11 @@ def open_root(plan: dict[str, Any]) -> int:
     """
     syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
     if plan["upper"]:
-        root = _overlay(plan["lower"], plan["upper"], plan["work"])
+        root = _overlay(plan["lower"], plan["upper"], plan["work"], _context(plan))
     elif len(plan["lower"]) == 1:
         root = _clone(plan["lower"][0], recursive=True)
     else:
-        root = _overlay(plan["lower"], b"", b"")
+        root = _overlay(plan["lower"], b"", b"", _context(plan))
     syscalls.mount_setattr(root, propagation=syscalls.MS_PRIVATE, recursive=True)
     point = os.open(plan["mountpoint"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     syscalls.move_mount(root, point)
@@ -90,18 +90,25 @@ def open_root(plan: dict[str, Any]) -> int:
     return root
 
 
-def _overlay(lower: list[bytes], upper: bytes, work: bytes) -> int:
+def _context(plan: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+    """The mount option that gives every file of a file system the container's SELinux label."""
+    return ((b"context", plan["label"]),) if plan["label"] else ()
+
+
+def _overlay(lower: list[bytes], upper: bytes, work: bytes, context: tuple[tuple[bytes, bytes], ...]) -> int:
     """By the new mount API, where layers are not limited to a page of text; else (before 6.8) by mount(2)."""
     layers = tuple((b"lowerdir+", folder) for folder in lower)
     above = ((b"upperdir", upper), (b"workdir", work)) if upper else ()
     try:
-        return syscalls.new_mount(b"overlay", (*layers, *above), source=b"overlay")
+        return syscalls.new_mount(b"overlay", (*layers, *above, *context), source=b"overlay")
     except HostError as exc:
         if exc.errno != errno.EINVAL:
             raise
     data = b"lowerdir=" + b":".join(lower)
     if upper:
         data += b",upperdir=" + upper + b",workdir=" + work
+    for name, label in context:
+        data += b"," + name + b'="' + label + b'"'
     staging = os.path.dirname(work or lower[0])
     syscalls.mount(b"overlay", staging, b"overlay", 0, data)
     root = syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
@@ -123,6 +130,7 @@ def build(root: int, plan: dict[str, Any], sources: Sources) -> int:
         options = (
             (b"mode", b"%o" % mount["mode"]),
             *(((b"size", b"%d" % mount["size"]),) if mount["size"] else ()),
+            *_context(plan),
         )
         fd = syscalls.new_mount(b"tmpfs", options, attributes=NOSUID | NODEV)
         _move(root, fd, mount["target"])
@@ -167,7 +175,9 @@ def _dev(root: int, plan: dict[str, Any], sources: Sources) -> tuple[int, int]:
     Returns:
         descriptors of /dev and of devpts. Both are ours: no file of the image is reachable through them.
     """
-    dev = syscalls.new_mount(b"tmpfs", ((b"mode", b"0755"), (b"size", b"65536k")), attributes=NOSUID)
+    context = _context(plan)
+    size = ((b"mode", b"0755"), (b"size", b"65536k"))
+    dev = syscalls.new_mount(b"tmpfs", (*size, *context), attributes=NOSUID)
     for name, minor in _NODES:
         _node(dev, name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
     _node(dev, b"tty", stat.S_IFCHR | 0o666, os.makedev(5, 0))
@@ -179,11 +189,11 @@ def _dev(root: int, plan: dict[str, Any], sources: Sources) -> tuple[int, int]:
     for device in plan["devices"]:
         _device(root, dev, device)
     options = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), (b"gid", b"5"))
-    pts = syscalls.new_mount(b"devpts", options, attributes=NOSUID | NOEXEC)
+    pts = syscalls.new_mount(b"devpts", (*options, *context), attributes=NOSUID | NOEXEC)
     _onto(dev, b"pts", pts)
     if sources.shm >= 0:
         _onto(dev, b"shm", sources.shm)
-    _onto(dev, b"mqueue", syscalls.new_mount(b"mqueue", attributes=NOSUID | NODEV | NOEXEC))
+    _onto(dev, b"mqueue", syscalls.new_mount(b"mqueue", context, attributes=NOSUID | NODEV | NOEXEC))
     return dev, pts
 
 

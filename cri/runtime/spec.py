@@ -143,7 +143,11 @@ class ContainerSpec:
     """Classic BPF program (`seccomp.compile_default`, `seccomp.compile_profile`), or with `oci_runtime` a
     profile (the same functions of `oci.seccomp`); empty: unconfined."""
     apparmor_profile: str = ""
-    """Refused with Unsupported where the kernel has no AppArmor."""
+    """Name of a loaded AppArmor profile; empty: none is set."""
+    selinux_label: str = ""
+    """SELinux context of its processes, user:role:type:level; empty: none is set."""
+    mount_label: str = ""
+    """SELinux context of its root, /dev and tmpfs."""
     rlimits: tuple[Rlimit, ...] = ()
     oom_score_adj: int = 0
 

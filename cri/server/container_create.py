@@ -22,6 +22,7 @@ from cri.server import container_prepare
 from cri.server.container_events import tell
 from cri.server.container_image_volumes import mount_image, unmount_images
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
+from cri.server.container_lsm import labels_of, load_default_profile
 from cri.server.container_plan import Place, check_config, container_spec, mounts_of, volume_targets
 from cri.server.container_propagation import check_propagation
 from cri.server.container_seccomp import seccomp_filter
@@ -31,6 +32,7 @@ from cri.server.signals import stop_signal
 from cri.state.records import ContainerRecord, ContainerState, SandboxState
 from cri.state.store import Container, Sandbox
 from host.errors import HostError, InputError
+from host.lsm import security_modules
 from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -96,7 +98,13 @@ async def _spec(core: Core, config: pb.ContainerConfig, image: Image, place: Pla
         root=core.settings.seccomp_root,
         external=bool(place.oci_runtime),
     )
-    return container_spec(config, image.config, place, seccomp=seccomp, devices=_devices(config))
+    pod = core.store.sandbox(place.sandbox_id).config.linux.security_context
+    modules = security_modules()
+    labels = labels_of(config.linux.security_context, pod, modules)
+    await load_default_profile(labels, modules)
+    return container_spec(
+        config, image.config, place, seccomp=seccomp, labels=labels, devices=_devices(config)
+    )
 
 
 async def prepare_again(core: Core, container: Container) -> None:

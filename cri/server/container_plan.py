@@ -13,6 +13,7 @@ from pathlib import Path
 from cri.images.model import ImageConfig
 from cri.runtime.security import CAPABILITIES, capabilities
 from cri.runtime.spec import ContainerSpec, Device, Mount, Propagation, User
+from cri.server.container_lsm import Labels
 from cri.server.errors import unimplemented
 from host.cgroups import Resources
 from host.errors import InputError
@@ -232,20 +233,13 @@ def _capabilities(security: pb.LinuxContainerSecurityContext) -> tuple[str, ...]
     return capabilities(add=asked.add_capabilities, drop=asked.drop_capabilities)
 
 
-def _apparmor(security: pb.LinuxContainerSecurityContext) -> str:
-    if security.apparmor.profile_type == pb.SecurityProfile.Localhost:
-        if not security.apparmor.localhost_ref:
-            raise InputError("apparmor profile Localhost needs localhost_ref")
-        return security.apparmor.localhost_ref
-    return ""
-
-
 def container_spec(
     config: pb.ContainerConfig,
     image: ImageConfig,
     place: Place,
     *,
     seccomp: bytes,
+    labels: Labels,
     devices: Sequence[Device],
 ) -> ContainerSpec:
     """The spec of a container.
@@ -255,6 +249,7 @@ def container_spec(
         image: the image's configuration.
         place: where its things are.
         seccomp: compiled filter, or empty for unconfined.
+        labels: AppArmor's and SELinux's.
         devices: device nodes of the host it may use.
 
     Raises:
@@ -285,7 +280,9 @@ def container_spec(
         ambient_capabilities=tuple(ambient),
         no_new_privileges=security.no_new_privs,
         seccomp=seccomp,
-        apparmor_profile="" if privileged else _apparmor(security),
+        apparmor_profile=labels.apparmor,
+        selinux_label=labels.selinux,
+        mount_label=labels.mount,
         oom_score_adj=config.linux.resources.oom_score_adj,
         host_pid=options.pid == pb.NODE,
         own_pid=options.pid == pb.CONTAINER,

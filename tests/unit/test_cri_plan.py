@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cri.images.model import ImageConfig
 from cri.server.container_create import log_file
+from cri.server.container_lsm import Labels
 from cri.server.container_plan import (
     Place,
     argv_of,
@@ -59,7 +60,7 @@ def secured(**fields) -> pb.ContainerConfig:
 
 
 def spec(made: pb.ContainerConfig, image: ImageConfig = IMAGE):
-    return container_spec(made, image, PLACE, seccomp=b"", devices=())
+    return container_spec(made, image, PLACE, seccomp=b"", labels=Labels(), devices=())
 
 
 @pytest.mark.parametrize(

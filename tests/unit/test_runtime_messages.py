@@ -24,7 +24,7 @@ from cri.runtime.spec import (
 from cri.runtime.state import LOST, LOST_CODE, StateFolder
 from host.cgroups import Cgroups, DeviceRule
 from host.cgroups.devices import ALL_DEVICES, CONTAINER_DEVICES
-from host.errors import Exists, HostError, InputError, NotFound, Unsupported
+from host.errors import Exists, HostError, InputError, NotFound
 from host.processes import run
 
 PLACES = messages.Places(mountpoint=Path("/m"), shm=Path("/s"))
@@ -58,10 +58,6 @@ class TestMessages:
     def test_containers_that_are_refused(self, fields: dict[str, object], words: str) -> None:
         with pytest.raises(InputError, match=words):
             messages.container(self.spec(**fields), PLACES)
-
-    def test_apparmor_is_unsupported(self) -> None:
-        with pytest.raises(Unsupported, match="AppArmor"):
-            messages.container(self.spec(apparmor_profile="x"), PLACES)
 
     def test_everything_can_be_sent(self) -> None:
         mounts = (Mount(source=Path("/a"), target="/x/y"), Mount(source=Path("/b"), target="/x"))

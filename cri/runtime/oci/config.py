@@ -116,6 +116,7 @@ def render(
             "readonlyPaths": list(spec.readonly_paths),
             "rootfsPropagation": _root_propagation(spec.mounts),
             **({"seccomp": json.loads(spec.seccomp)} if spec.seccomp else {}),
+            **({"mountLabel": spec.mount_label} if spec.mount_label else {}),
             "namespaces": None,
         },
     }
@@ -142,6 +143,7 @@ def _process(spec: ContainerSpec, places: Places, ceilings: Mapping[str, int]) -
         "rlimits": [_rlimit(limit, ceilings) for limit in spec.rlimits],
         "noNewPrivileges": spec.no_new_privileges,
         **({"apparmorProfile": spec.apparmor_profile} if spec.apparmor_profile else {}),
+        **({"selinuxLabel": spec.selinux_label} if spec.selinux_label else {}),
     }
 
 
