@@ -40,9 +40,9 @@ PROTOCOLS = (
 )
 
 
-def choose(offered: Sequence[str]) -> Protocol | None:
+def choose(offered: Sequence[str], protocols: Sequence[Protocol] = PROTOCOLS) -> Protocol | None:
     """The first protocol of a client's list that we speak; without a list the oldest; None when none fits."""
-    known = {protocol.name: protocol for protocol in PROTOCOLS}
+    known = {protocol.name: protocol for protocol in protocols}
     if not offered:
         return Protocol(name="")
     return next((known[name] for name in offered if name in known), None)
@@ -88,15 +88,26 @@ def decode(protocol: Protocol, message: bytes) -> Event | None:
         if len(data) != 1 or data[0] > RESIZE:
             raise ChannelError("close signal must name one channel")
         return InputEnd() if data[0] == STDIN else None
-    if protocol.text:
-        channel -= ord("0")
-        try:
-            data = base64.b64decode(data, validate=True)
-        except ValueError as exc:
-            raise ChannelError("message is not base64") from exc
+    channel, data = split(protocol, message)
     if channel == STDIN:
         return Input(data) if data else None
     return parse_resize(data) if channel == RESIZE else None
+
+
+def split(protocol: Protocol, message: bytes) -> tuple[int, bytes]:
+    """The channel and the content of a message that is no close signal; (-1, b"") of an empty one.
+
+    Raises:
+        ChannelError: text that is not base64.
+    """
+    if not message:
+        return -1, b""
+    if not protocol.text:
+        return message[0], message[1:]
+    try:
+        return message[0] - ord("0"), base64.b64decode(message[1:], validate=True)
+    except ValueError as exc:
+        raise ChannelError("message is not base64") from exc
 
 
 def parse_resize(data: bytes) -> Resize | None:

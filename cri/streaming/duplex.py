@@ -7,13 +7,15 @@ Since Kubernetes 1.30 kubectl carries port-forward's SPDY bytes in WebSocket mes
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Protocol
 
 from cri.streaming import websocket
+from cri.streaming.hangups import HangUps
 from cri.streaming.session import ClientGone
 
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
-_READ = 64 << 10
+_READ = 256 << 10
 
 
 class Duplex(Protocol):
@@ -25,13 +27,17 @@ class Duplex(Protocol):
     async def write(self, data: bytes) -> None:
         """Send; returns when there is room for more. Raises ClientGone."""
 
+    async def gone(self) -> None:
+        """Return when the peer has hung up, whether its last bytes have been read or not."""
+
 
 class Plain:
     """The connection's own bytes."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hang_ups: HangUps) -> None:
         self._reader = reader
         self._writer = writer
+        self._hang_ups = hang_ups
 
     async def read(self) -> bytes:
         """Some bytes; b"" at the end."""
@@ -47,6 +53,12 @@ class Plain:
             await self._writer.drain()
         except ConnectionError as exc:
             raise ClientGone from exc
+
+    async def gone(self) -> None:
+        """Return when the peer has hung up, whether its last bytes have been read or not."""
+        fd = self._writer.get_extra_info("socket").fileno()
+        if fd >= 0:
+            await self._hang_ups.wait(fd)
 
 
 class Tunnel:
@@ -77,5 +89,15 @@ class Tunnel:
         return found
 
     async def write(self, data: bytes) -> None:
-        """Send as one message."""
-        await self._inner.write(websocket.message(data))
+        """Send as one message; nothing for nothing."""
+        if data:
+            await self._inner.write(websocket.message(data))
+
+    async def gone(self) -> None:
+        """Return when the peer has hung up."""
+        await self._inner.gone()
+
+    async def close(self) -> None:
+        """Say good-bye: a client takes an end without it for an error."""
+        with suppress(ClientGone):
+            await self._inner.write(websocket.close())

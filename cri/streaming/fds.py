@@ -7,7 +7,9 @@ import errno
 import os
 from collections.abc import Callable
 
-CHUNK = 64 << 10
+CHUNK = 256 << 10
+PIPE_MOST = 1 << 20
+"""What a pipe can hold (pipe(7), pipe-max-size)."""
 
 
 def read_now(fd: int) -> bytes | None:

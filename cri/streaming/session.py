@@ -38,6 +38,9 @@ class CommandStreams(Protocol):
     def events(self) -> AsyncIterator[channels.Event]:
         """What the client sends, until it goes away."""
 
+    async def gone(self) -> None:
+        """Return when the client has hung up, even while nobody takes what it has sent."""
+
 
 Sizer = Callable[[int, int], Awaitable[None]]
 
@@ -100,6 +103,7 @@ async def _run_exec(process: ExecProcess, stdin: Stdin, streams: CommandStreams,
 
     async with _Tasks() as tasks:
         tasks.client(_follow_client(streams, stdin, resize))
+        tasks.client(_await_end(streams))
         outputs = [
             tasks.start(_pump(fd, channel, streams, ended))
             for fd, channel in ((process.stdout, channels.STDOUT), (process.stderr, channels.STDERR))
@@ -153,6 +157,7 @@ async def _run_attach(
 ) -> None:
     async with _Tasks() as tasks:
         tasks.client(_follow_client(streams, stdin, resize))
+        tasks.client(_await_end(streams))
         outputs = [
             tasks.start(_pump(fd, channel, streams, ended))
             for fd, channel in ((attached.stdout, channels.STDOUT), (attached.stderr, channels.STDERR))
@@ -168,11 +173,17 @@ async def _wait_event(event: asyncio.Event) -> None:
 
 
 async def _pump(fd: int, channel: int, streams: CommandStreams, ended: asyncio.Event) -> None:
-    """Send what a descriptor gives until its end, or until it is empty after the program's end."""
-    while True:
+    """Send what a descriptor gives until its end, or until it is empty after the program's end.
+
+    What the program wrote before its end is in the pipe then, so no more is read than a pipe holds: one that
+    it left behind may write for ever.
+    """
+    left = fds.PIPE_MOST
+    while left > 0:
         over = ended.is_set()  # asked before the read: what was written before the end is then in the pipe
         data = fds.read_now(fd)
         if data:
+            left -= len(data) if over else 0
             await streams.write(channel, data)
         elif data is not None or over:
             return
@@ -210,12 +221,17 @@ async def _follow_client(streams: CommandStreams, stdin: Stdin, resize: Sizer) -
     raise ClientGone
 
 
+async def _await_end(streams: CommandStreams) -> None:
+    await streams.gone()
+    raise ClientGone
+
+
 class _Tasks:
     """The tasks of one stream; leaving the block ends them all, and the client's going ends the block."""
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Future[object]] = []
-        self._client: asyncio.Future[object] | None = None
+        self._client: list[asyncio.Future[object]] = []
 
     async def __aenter__(self) -> _Tasks:
         return self
@@ -229,15 +245,14 @@ class _Tasks:
         return task
 
     def client(self, work: Awaitable[object]) -> None:
-        self._client = self.start(work)
+        self._client.append(self.start(work))
 
     async def result(self, task: asyncio.Future[object]) -> int:
         """Wait for a task; raises its error, or ClientGone when the client goes first."""
-        waiting = {task, self._client} if self._client is not None else {task}
         while not task.done():
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if self._client in done:
-                self._client.result()
+            done, _ = await asyncio.wait({task, *self._client}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done.intersection(self._client):
+                ended.result()
         value = task.result()
         return value if isinstance(value, int) else 0
 

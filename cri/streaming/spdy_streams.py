@@ -27,7 +27,8 @@ _CHANNELS = {
     "error": channels.ERROR,
     "resize": channels.RESIZE,
 }
-_PIECE = 32 << 10
+_PIECE = 256 << 10
+_EARLY_EVENTS = 1024
 
 
 def handshake(request: Request, supported: Sequence[str]) -> tuple[str, bytes]:
@@ -96,8 +97,10 @@ class SpdyStreams:
                 self._by_channel[channel] = event.stream
                 self._by_stream[event.stream] = channel
                 await self._duplex.write(self._spdy.accept(event.stream))
-            else:
+            elif len(self._early) < _EARLY_EVENTS:
                 self._early.append(event)
+            else:
+                raise spdy.SpdyError("input before its stream's siblings are open")
 
     async def _receive(self) -> list[spdy.Event]:
         data = await self._duplex.read()
@@ -116,6 +119,10 @@ class SpdyStreams:
         stream = self._by_channel.get(channel)
         for at in range(0, len(data) if stream is not None else 0, _PIECE):
             await self._duplex.write(self._spdy.send(stream or 0, data[at : at + _PIECE]))
+
+    async def gone(self) -> None:
+        """Return when the client has hung up."""
+        await self._duplex.gone()
 
     async def finish(self, outcome: Outcome) -> None:
         """Send the status, end every stream, then give the client time to hang up."""
@@ -147,6 +154,8 @@ class SpdyStreams:
 
     def _decode(self, event: spdy.Event) -> list[channels.Event]:
         found: list[channels.Event] = []
+        if isinstance(event, spdy.StreamReset) and self._by_stream.get(event.stream) == channels.STDIN:
+            return [InputEnd()]
         if not isinstance(event, spdy.StreamData):
             return found
         channel = self._by_stream.get(event.stream)

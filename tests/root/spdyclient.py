@@ -49,6 +49,10 @@ class SpdyClient:
         """A ping."""
         await self._write(struct.pack(">III", 0x80030006, 4, 1))
 
+    async def give_up(self, stream: int) -> None:
+        """Reset a stream."""
+        await self._write(struct.pack(">IIII", 0x80030003, 8, stream, 5))
+
     async def pump(self) -> None:
         """Take in some frames. EOFError at the end."""
         data = await asyncio.wait_for(self._read(), 10)

@@ -7,12 +7,13 @@ import base64
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
 from crinode import CriNode
 from spdyclient import SpdyClient
-from wsclient import Stream, request
+from wsclient import Stream, open_stream, request
 
 from host import netns
 from proto.cri import runtime_pb2 as pb
@@ -137,8 +138,87 @@ async def test_port_forward(node: CriNode, echo_pod: str, tunnel: bool):
         await client.send(stream, b"", end=True)
         await client.wait(lambda stream=stream: stream in client.ended)
         assert bytes(client.output[error]) == b""
-    error = await client.open(streamType="error", port="81", requestID="9")
-    await client.open(streamType="data", port="81", requestID="9")
-    await client.wait(lambda: error in client.ended)
-    assert b"refused" in client.output[error]
+    await refused(client)
+    error, stream = await open_pair(client, "10")
+    await client.send(stream, b"still here")
+    await client.wait(lambda: bytes(client.output[stream]) == b"still here")
     writer.close()
+
+
+async def open_pair(client: SpdyClient, request: str, port: str = "8080") -> tuple[int, int]:
+    """Error and data stream of one connection."""
+    words = {"port": port, "requestID": request}
+    error = await client.open(streamType="error", **words)
+    await client.send(error, b"", end=True)
+    return error, await client.open(streamType="data", **words)
+
+
+async def refused(client: SpdyClient) -> None:
+    """A port nobody listens on: its data stream is reset, its error stream ends without a word.
+
+    kubectl closes everything when it reads a word there.
+    """
+    error, stream = await open_pair(client, "9", "81")
+    await client.wait(lambda: error in client.ended and stream in client.reset)
+    assert bytes(client.output[error]) == b""
+
+
+async def test_a_target_that_resets_ends_its_own_connection_only(node: CriNode):
+    sandbox = await node.run_pod(node.sandbox_config())
+    sock = netns.open_socket(node.folder / "netns" / f"cni-{sandbox}", socket.AF_INET, socket.SOCK_STREAM)
+    sock.bind(("127.0.0.1", 8080))
+    sock.listen()
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    request = pb.PortForwardRequest(pod_sandbox_id=sandbox, port=[8080])
+    client, writer = await connect((await node.runtime.PortForward(request)).url, "portforward.k8s.io")
+    for number in range(2):
+        error, stream = await open_pair(client, str(number))
+        await client.send(stream, b"x")
+        target, _ = await loop.sock_accept(sock)
+        await loop.sock_recv(target, 1)
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends a reset
+        target.close()
+        await client.wait(lambda error=error: error in client.ended)
+        assert bytes(client.output[error]) == b""
+    sock.close()
+    writer.close()
+
+
+async def test_a_client_that_gives_one_connection_up_hears_its_end(node: CriNode, echo_pod: str):
+    """kubectl resets the data stream and then waits for the error stream."""
+    request = pb.PortForwardRequest(pod_sandbox_id=echo_pod, port=[8080])
+    client, writer = await connect((await node.runtime.PortForward(request)).url, "portforward.k8s.io")
+    error, stream = await open_pair(client, "1")
+    await client.send(stream, b"hello")
+    await client.wait(lambda: bytes(client.output[stream]) == b"hello")
+    await client.give_up(stream)
+    await client.wait(lambda: error in client.ended)
+    assert bytes(client.output[error]) == b""
+    writer.close()
+
+
+async def test_forwarding_ends_with_the_pod(node: CriNode):
+    sandbox = await node.run_pod(node.sandbox_config())
+    request = pb.PortForwardRequest(pod_sandbox_id=sandbox, port=[8080])
+    client, writer = await connect((await node.runtime.PortForward(request)).url, "portforward.k8s.io")
+    await refused(client)
+    await node.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+    await open_pair(client, "2")
+    with pytest.raises(EOFError):
+        await client.wait(lambda: False)
+    writer.close()
+
+
+@pytest.mark.parametrize("protocol", ["v4.channel.k8s.io", "v4.base64.channel.k8s.io"])
+async def test_port_forward_over_channels(node: CriNode, echo_pod: str, protocol: str):
+    request = pb.PortForwardRequest(pod_sandbox_id=echo_pod, port=[8080, 81])
+    stream = await open_stream((await node.runtime.PortForward(request)).url, protocol)
+    await stream.send_on(0, b"hello")
+    while bytes(stream.output[0]) != (8080).to_bytes(2, "little") + b"hello":
+        await asyncio.wait_for(stream.read_message(), 20)
+    while b"refused" not in stream.output[3]:
+        await asyncio.wait_for(stream.read_message(), 20)
+    assert bytes(stream.output[1]) == (8080).to_bytes(2, "little")
+    assert bytes(stream.output[3]).startswith((81).to_bytes(2, "little"))
+    stream.close()

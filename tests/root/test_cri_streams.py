@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 from crinode import CriNode
@@ -86,6 +87,49 @@ async def test_a_client_that_goes_away_takes_its_program_along(node: CriNode, ha
             return
         await asyncio.sleep(0.02)
     raise AssertionError("the program still runs")
+
+
+async def test_a_client_is_missed_even_while_its_input_is_not_read(node: CriNode):
+    """`kubectl exec -i pod -- sleep < big` killed: the program takes no input, so nobody reads the socket."""
+    _, container, _ = await node.launch("sleep", "1000")
+    stream = await open_stream(
+        await exec_url(node, container, "sh", "-c", "echo up; exec sleep 777", stdin=True)
+    )
+    await stream.read_until(b"up")
+    await stream.send(b"\0" + bytes(1 << 19))
+    await stream.send(b"\0" + bytes(1 << 16))
+    stream.close()
+    async with asyncio.timeout(30):
+        while b"777" in (await node.exec(container, "sh", "-c", "cat /proc/[0-9]*/cmdline")).stdout:
+            await asyncio.sleep(0.02)
+
+
+async def test_attaching_and_dropping_leaves_nothing(node: CriNode):
+    """CVE-2022-23471, CVE-2025-64329. The last ones of a lap may still be on their way out."""
+    _, container, _ = await node.launch("sh", "-c", "while read line; do echo $line; done", stdin=True)
+    asked = pb.AttachRequest(container_id=container, stdin=True, stdout=True, stderr=True)
+    info = (
+        await node.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=container, verbose=True))
+    ).info
+    supervisor = int(
+        Path(f"/proc/{json.loads(info['info'])['pid']}/stat").read_text().rsplit(")")[1].split()[1]
+    )
+
+    async def lap(rounds: int) -> None:
+        for number in range(rounds):
+            stream = await open_stream((await node.runtime.Attach(asked)).url)
+            if number % 2:
+                await stream.send(b'\4{"Width":80,"Height":24}')
+            stream.close()
+
+    def held() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{node.pid}/fd")), len(os.listdir(f"/proc/{supervisor}/fd"))
+
+    before = held()
+    await lap(300)
+    async with asyncio.timeout(30):
+        while held() != before:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_missing_program_is_told(node: CriNode, handler: str):

@@ -10,6 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 
+def masked(data: bytes, mask: bytes) -> bytes:
+    """Every byte combined with one of the mask's four."""
+    repeated = (mask * (len(data) // 4 + 1))[: len(data)]
+    value = int.from_bytes(data, "little") ^ int.from_bytes(repeated, "little")
+    return value.to_bytes(len(data), "little")
+
+
 class Stream:
     """One exec or attach connection."""
 
@@ -28,9 +35,15 @@ class Stream:
             head += bytes((0x80 | size,))
         else:
             head += bytes((0x80 | 127,)) + size.to_bytes(8, "big")
-        body = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
-        self._writer.write(head + mask + body)
+        self._writer.write(head + mask + masked(data, mask))
         await self._writer.drain()
+
+    async def send_on(self, channel: int, data: bytes) -> None:
+        """Send data on a channel, as the protocol has it."""
+        if "base64" in self.protocol:
+            await self.send(b"%d" % channel + base64.b64encode(data), opcode=1)
+        else:
+            await self.send(bytes((channel,)) + data)
 
     async def read(self) -> tuple[int, bytes]:
         """The next frame: opcode and payload."""
@@ -47,6 +60,8 @@ class Stream:
         opcode, payload = await self.read()
         if opcode == 8:
             raise EOFError
+        if "base64" in self.protocol:
+            payload = bytes((payload[0] - ord("0"),)) + base64.b64decode(payload[1:])
         self.output[payload[0]] += payload[1:]
         return payload[0], payload[1:]
 
