@@ -275,5 +275,6 @@ async def undo_container(core: Core, container: Container) -> None:
     for image_id in (container.record.image_id, *container.record.volume_images):
         core.images.release(image_id, container.id)
     core.store.drop_container(container.id)
+    core.rates.forget(container.record.cgroup)
     key = (DELETE_LAYER, container.record.sandbox_id, container.id)
     core.joined.begin(key, lambda: asyncio.to_thread(delete_folder, data))

@@ -11,6 +11,7 @@ from pathlib import Path
 from cri.server.container_create import data_folder
 from cri.server.core import Core
 from cri.server.render import select_containers
+from cri.server.usage import cpu_usage, io_usage, memory_usage, swap_usage
 from cri.state.records import ContainerState
 from cri.state.store import Container
 from host.cgroups import CgroupStats
@@ -33,40 +34,32 @@ def disk_usage(folder: Path) -> tuple[int, int]:
     return used, inodes
 
 
-def cpu_usage(stats: CgroupStats, at: int) -> pb.CpuUsage:
-    """CPU time since the cgroup was made."""
-    return pb.CpuUsage(timestamp=at, usage_core_nano_seconds=pb.UInt64Value(value=stats.cpu_usage_ns))
-
-
-def memory_usage(stats: CgroupStats, at: int) -> pb.MemoryUsage:
-    """Memory now; "available" only where there is a limit to count from."""
-    usage = pb.MemoryUsage(
-        timestamp=at,
-        working_set_bytes=pb.UInt64Value(value=stats.memory_working_set),
-        usage_bytes=pb.UInt64Value(value=stats.memory_usage),
-        rss_bytes=pb.UInt64Value(value=stats.memory_rss),
-        page_faults=pb.UInt64Value(value=stats.memory_page_faults),
-        major_page_faults=pb.UInt64Value(value=stats.memory_major_page_faults),
-    )
-    if stats.memory_limit:
-        usage.available_bytes.value = max(0, stats.memory_limit - stats.memory_working_set)
-    return usage
-
-
 def render_stats(
-    container: Container, stats: CgroupStats, layer: tuple[int, int], path: Path, at: int
+    container: Container,
+    stats: CgroupStats,
+    *,
+    nano_cores: int | None,
+    layer: tuple[int, int],
+    path: Path,
+    at: int,
 ) -> pb.ContainerStats:
-    """The stats message of one container."""
+    """The stats message of one container.
+
+    Args:
+        nano_cores: as `Rates` has it.
+        layer: bytes and inodes of its writable layer, which is at `path`.
+        at: when that was, nanoseconds since 1970.
+    """
     config = container.config
     message = pb.ContainerStats(
         attributes=pb.ContainerAttributes(
             id=container.id, metadata=config.metadata, labels=config.labels, annotations=config.annotations
         ),
-        cpu=cpu_usage(stats, at),
+        cpu=cpu_usage(stats, nano_cores, at),
         memory=memory_usage(stats, at),
+        swap=swap_usage(stats, at),
+        io=io_usage(stats, at),
     )
-    message.swap.timestamp = at
-    message.swap.swap_usage_bytes.value = stats.swap_usage
     message.writable_layer.timestamp = at
     message.writable_layer.fs_id.mountpoint = str(path)
     message.writable_layer.used_bytes.value, message.writable_layer.inodes_used.value = layer
@@ -77,8 +70,10 @@ def _measure(core: Core, containers: Iterable[Container]) -> list[pb.ContainerSt
     found = []
     for container in containers:
         upper = data_folder(core, container.id) / "upper"
-        stats = core.cgroups.stats(container.record.cgroup)
-        found.append(render_stats(container, stats, disk_usage(upper), upper, core.now()))
+        stats, at = core.cgroups.stats(container.record.cgroup), core.now()
+        rate = core.rates.nano_cores(container.record.cgroup, stats.cpu_usage_ns, at)
+        layer = disk_usage(upper)
+        found.append(render_stats(container, stats, nano_cores=rate, layer=layer, path=upper, at=at))
     return found
 
 

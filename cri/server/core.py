@@ -14,6 +14,7 @@ from cri.network import Network
 from cri.runtime.client import Runtime
 from cri.runtime.oci.handlers import Handler
 from cri.server.events import EventBroker
+from cri.server.usage import Rates
 from cri.state.store import Store
 from cri.streaming.tokens import Tokens
 from host.cgroups import Cgroups
@@ -89,6 +90,7 @@ class Core:
     """External runtimes by the name a pod may ask for; our own has the empty name."""
     events: EventBroker = field(default_factory=EventBroker)
     joined: Joined = field(default_factory=Joined)
+    rates: Rates = field(default_factory=Rates)
     early_exits: dict[str, Any] = field(default_factory=dict)
     """Exits of containers whose StartContainer is still under way, by id."""
 

@@ -65,5 +65,10 @@ async def get_runtime_config(core: Core, request: pb.RuntimeConfigRequest) -> pb
 async def update_runtime_config(
     core: Core, request: pb.UpdateRuntimeConfigRequest
 ) -> pb.UpdateRuntimeConfigResponse:
-    """The pod CIDR of the node; not used, because the agent writes the CNI configuration itself."""
+    """The pod CIDR of the node, accepted and not used.
+
+    containerd renders a CNI configuration from a template with it, where an operator names one. Here that
+    configuration is only ever read: nodelet's agent, flannel or another network plugin writes it, and it
+    alone knows the interface's MTU and the overlay.
+    """
     return pb.UpdateRuntimeConfigResponse()

@@ -116,6 +116,7 @@ async def undo_sandbox(core: Core, sandbox: Sandbox) -> None:
     await disconnect(core, sandbox)
     await core.runtime.remove_sandbox(sandbox.id)
     core.store.drop_sandbox(sandbox.id)
+    core.rates.forget(sandbox.config.linux.cgroup_parent)
 
 
 async def disconnect(core: Core, sandbox: Sandbox) -> None:

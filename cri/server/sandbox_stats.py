@@ -7,41 +7,29 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 from cri.network import IFNAME
-from cri.server.container_stats import cpu_usage, measure, memory_usage
+from cri.server.container_stats import measure
 from cri.server.core import Core
+from cri.server.netdev import LinkCounters, links_of
 from cri.server.render import select_sandboxes
+from cri.server.usage import cpu_usage, io_usage, memory_usage
 from cri.state.records import ContainerState, SandboxState
 from cri.state.store import Sandbox
 from host.cgroups import CgroupStats
-from host.errors import HostError
 from proto.cri import runtime_pb2 as pb
 
 
-def parse_net_dev(text: str) -> dict[str, tuple[int, int, int, int]]:
-    """/proc/<pid>/net/dev: received bytes and errors, sent bytes and errors, by interface (proc(5))."""
-    found = {}
-    for line in text.splitlines():
-        name, colon, rest = line.partition(":")
-        numbers = rest.split()
-        if colon and len(numbers) >= 11 and all(word.isdigit() for word in numbers):
-            found[name.strip()] = (int(numbers[0]), int(numbers[2]), int(numbers[8]), int(numbers[10]))
-    return found
-
-
-def network_usage(interfaces: dict[str, tuple[int, int, int, int]], at: int) -> pb.NetworkUsage:
-    """The counters of the pod's interfaces, loopback left out."""
+def network_usage(links: Iterable[LinkCounters], at: int) -> pb.NetworkUsage:
+    """The counters of the pod's interfaces."""
     usage = pb.NetworkUsage(timestamp=at)
-    for name, (received, receive_errors, sent, send_errors) in sorted(interfaces.items()):
-        if name == "lo":
-            continue
+    for link in links:
         one = pb.NetworkInterfaceUsage(
-            name=name,
-            rx_bytes=pb.UInt64Value(value=received),
-            rx_errors=pb.UInt64Value(value=receive_errors),
-            tx_bytes=pb.UInt64Value(value=sent),
-            tx_errors=pb.UInt64Value(value=send_errors),
+            name=link.name,
+            rx_bytes=pb.UInt64Value(value=link.rx_bytes),
+            rx_errors=pb.UInt64Value(value=link.rx_errors),
+            tx_bytes=pb.UInt64Value(value=link.tx_bytes),
+            tx_errors=pb.UInt64Value(value=link.tx_errors),
         )
-        if name == IFNAME:
+        if link.name == IFNAME:
             usage.default_interface.CopyFrom(one)
         else:
             usage.interfaces.append(one)
@@ -59,24 +47,18 @@ async def _measure(core: Core, sandbox: Sandbox) -> pb.PodSandboxStats:
     containers = [item for item in core.store.containers_of(sandbox.id) if item.record.state in alive]
     message.linux.containers.extend(await measure(core, containers))
     parent, stats, at = config.linux.cgroup_parent, CgroupStats(), core.now()
+    rate = None
     if parent:
         stats = await asyncio.to_thread(core.cgroups.stats, parent)
-    message.linux.cpu.CopyFrom(cpu_usage(stats, at))
+        rate = core.rates.nano_cores(parent, stats.cpu_usage_ns, at)
+    message.linux.cpu.CopyFrom(cpu_usage(stats, rate, at))
     message.linux.memory.CopyFrom(memory_usage(stats, at))
+    message.linux.io.CopyFrom(io_usage(stats, at))
     message.linux.process.timestamp = at
     message.linux.process.process_count.value = stats.pids
     if sandbox.record.netns and sandbox.record.state is SandboxState.READY:
-        message.linux.network.CopyFrom(network_usage(await _interfaces(core, sandbox), at))
+        message.linux.network.CopyFrom(network_usage(await links_of(core, sandbox), at))
     return message
-
-
-async def _interfaces(core: Core, sandbox: Sandbox) -> dict[str, tuple[int, int, int, int]]:
-    try:
-        facts = await core.runtime.sandbox_facts(sandbox.id)
-        with open(f"/proc/{facts.pid}/net/dev", encoding="ascii") as file:  # noqa: ASYNC230  (proc never blocks)
-            return parse_net_dev(file.read())
-    except (HostError, OSError):
-        return {}  # it ended meanwhile
 
 
 async def pod_sandbox_stats(core: Core, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:

@@ -25,6 +25,7 @@ from cri.server import (
     image_service,
     runtime_status,
     sandbox_list,
+    sandbox_metrics,
     sandbox_remove,
     sandbox_run,
     sandbox_stats,
@@ -66,6 +67,8 @@ RUNTIME_CALLS: dict[str, Handler] = {
     "Exec": container_streams.exec_stream,
     "Attach": container_streams.attach_stream,
     "PortForward": container_streams.port_forward_stream,
+    "ListMetricDescriptors": sandbox_metrics.list_metric_descriptors,
+    "ListPodSandboxMetrics": sandbox_metrics.list_pod_sandbox_metrics,
     "ContainerStats": container_stats.container_stats,
     "ListContainerStats": container_stats.list_container_stats,
 }
@@ -73,6 +76,7 @@ RUNTIME_STREAMS: dict[str, StreamHandler] = {
     "GetContainerEvents": container_events.get_container_events,
     "StreamPodSandboxes": sandbox_list.stream_pod_sandboxes,
     "StreamPodSandboxStats": sandbox_stats.stream_pod_sandbox_stats,
+    "StreamPodSandboxMetrics": sandbox_metrics.stream_pod_sandbox_metrics,
     "StreamContainers": container_list.stream_containers,
     "StreamContainerStats": container_stats.stream_container_stats,
 }

@@ -5,7 +5,7 @@ where v1 has a hierarchy per controller the path exists in all of them. One cont
 `Resources` into file contents; `tree.Cgroups` is the only place that touches the kernel.
 """
 
-from host.cgroups.model import CgroupStats, DeviceRule, Resources
+from host.cgroups.model import CgroupStats, DeviceRule, Pressure, Resources
 from host.cgroups.tree import Cgroups, Mode
 
-__all__ = ["CgroupStats", "Cgroups", "DeviceRule", "Mode", "Resources"]
+__all__ = ["CgroupStats", "Cgroups", "DeviceRule", "Mode", "Pressure", "Resources"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from host.cgroups.files import Read, Write, keyed
+from host.cgroups.files import Read, Write, keyed, number
 from host.cgroups.model import Resources
 
 HIERARCHIES = ("cpu", "cpuacct")
@@ -55,9 +55,11 @@ def plan_v2(resources: Resources, read: Read) -> list[Write]:
 def stats_v1(read: Read) -> dict[str, int]:
     """`read` sees the files of both hierarchies."""
     throttling = keyed(read("cpu.stat"))
-    usage = read("cpuacct.usage")
     return {
-        "cpu_usage_ns": int(usage) if usage.isdecimal() else 0,
+        "cpu_usage_ns": number(read("cpuacct.usage")),
+        "cpu_user_ns": number(read("cpuacct.usage_user")),
+        "cpu_system_ns": number(read("cpuacct.usage_sys")),
+        "cpu_periods": throttling.get("nr_periods", 0),
         "cpu_throttled_periods": throttling.get("nr_throttled", 0),
         "cpu_throttled_ns": throttling.get("throttled_time", 0),
     }
@@ -68,6 +70,9 @@ def stats_v2(read: Read) -> dict[str, int]:
     found = keyed(read("cpu.stat"))
     return {
         "cpu_usage_ns": found.get("usage_usec", 0) * 1000,
+        "cpu_user_ns": found.get("user_usec", 0) * 1000,
+        "cpu_system_ns": found.get("system_usec", 0) * 1000,
+        "cpu_periods": found.get("nr_periods", 0),
         "cpu_throttled_periods": found.get("nr_throttled", 0),
         "cpu_throttled_ns": found.get("throttled_usec", 0) * 1000,
     }

@@ -6,6 +6,7 @@ cgroup mount.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ Read = Callable[[str], str]
 """Content of a file of the cgroup by name, stripped; empty where the file is missing."""
 
 MAX_FILE_BYTES = 1 << 20
+_NOT_THERE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
+"""No such file; its cgroup was removed while it was open; PSI is switched off."""
 UNLIMITED = 1 << 62
 """v1 shows "no limit" as a number near 2^63, rounded to pages; anything above this counts as none."""
 
@@ -38,9 +41,9 @@ def reader(folder: Path) -> Read:
         try:
             with open(folder / name, encoding="ascii", errors="replace") as file:
                 return file.read(MAX_FILE_BYTES).strip()
-        except FileNotFoundError:
-            return ""
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return ""
             raise from_oserror(exc, f"read {folder / name}") from exc
 
     return read

@@ -95,23 +95,32 @@ def _max(limit: int) -> str:
     return str(limit) if limit > 0 else "max"
 
 
-def stats_v1(read: Read) -> dict[str, int]:
+def stats_v1(read: Read) -> dict[str, int | None]:
     """Hierarchical figures (`total_*`), as kubelet's cAdvisor reads them."""
     found = keyed(read("memory.stat"))
     usage = number(read("memory.usage_in_bytes"))
+    limit, both = number(read("memory.limit_in_bytes")), number(read("memory.memsw.limit_in_bytes"))
     return {
         "memory_usage": usage,
         "memory_working_set": max(usage - found.get("total_inactive_file", 0), 0),
         "memory_rss": found.get("total_rss", 0),
-        "memory_limit": number(read("memory.limit_in_bytes")),
+        "memory_cache": found.get("total_cache", 0),
+        "memory_mapped_file": found.get("total_mapped_file", 0),
+        "memory_active_file": found.get("total_active_file", 0),
+        "memory_inactive_file": found.get("total_inactive_file", 0),
+        "memory_kernel": number(read("memory.kmem.usage_in_bytes")),
+        "memory_peak": number(read("memory.max_usage_in_bytes")),
+        "memory_limit_hits": number(read("memory.failcnt")),
+        "memory_limit": limit,
         "memory_page_faults": found.get("total_pgfault", 0),
         "memory_major_page_faults": found.get("total_pgmajfault", 0),
         "swap_usage": found.get("total_swap", 0),
+        "swap_limit": max(both - limit, 0) if both else None,
         "oom_kills": oom_kills_v1(read),
     }
 
 
-def stats_v2(read: Read) -> dict[str, int]:
+def stats_v2(read: Read) -> dict[str, int | None]:
     """memory.stat is hierarchical in v2."""
     found = keyed(read("memory.stat"))
     usage = number(read("memory.current"))
@@ -119,10 +128,18 @@ def stats_v2(read: Read) -> dict[str, int]:
         "memory_usage": usage,
         "memory_working_set": max(usage - found.get("inactive_file", 0), 0),
         "memory_rss": found.get("anon", 0),
+        "memory_cache": found.get("file", 0),
+        "memory_mapped_file": found.get("file_mapped", 0),
+        "memory_active_file": found.get("active_file", 0),
+        "memory_inactive_file": found.get("inactive_file", 0),
+        "memory_kernel": found.get("kernel", found.get("kernel_stack", 0) + found.get("slab", 0)),
+        "memory_peak": number(read("memory.peak")),
+        "memory_limit_hits": keyed(read(OOM_FILE_V2)).get("max", 0),
         "memory_limit": number(read("memory.max")),
         "memory_page_faults": found.get("pgfault", 0),
         "memory_major_page_faults": found.get("pgmajfault", 0),
         "swap_usage": number(read("memory.swap.current")),
+        "swap_limit": int(swap) if (swap := read("memory.swap.max")).isdecimal() else None,
         "oom_kills": oom_kills_v2(read),
     }
 

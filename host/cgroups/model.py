@@ -52,22 +52,73 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceIo:
+    """What went from and to one block device."""
+
+    major: int
+    minor: int
+    read_bytes: int = 0
+    written_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stall:
+    """How long tasks waited: percent of the last 10, 60 and 300 seconds, and microseconds in all."""
+
+    avg10: float = 0.0
+    avg60: float = 0.0
+    avg300: float = 0.0
+    total_us: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pressure:
+    """Stalls over one resource."""
+
+    some: Stall
+    """At least one task waited."""
+    full: Stall
+    """All of them did at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CgroupStats:
     """What a cgroup has used up; 0 where the kernel has no such figure."""
 
     cpu_usage_ns: int = 0
+    cpu_user_ns: int = 0
+    cpu_system_ns: int = 0
+    cpu_periods: int = 0
     cpu_throttled_periods: int = 0
     cpu_throttled_ns: int = 0
     memory_usage: int = 0
     memory_working_set: int = 0
     """Usage without inactive page cache, as cAdvisor and kubelet define it."""
     memory_rss: int = 0
+    memory_cache: int = 0
+    memory_mapped_file: int = 0
+    memory_active_file: int = 0
+    memory_inactive_file: int = 0
+    memory_kernel: int = 0
+    memory_peak: int = 0
+    """The most it has used at once; v2 counts it since kernel 5.19."""
     memory_limit: int = 0
     """0: none."""
+    memory_limit_hits: int = 0
+    """How often the limit was met."""
     memory_page_faults: int = 0
     memory_major_page_faults: int = 0
     swap_usage: int = 0
+    swap_limit: int | None = None
+    """Of swap alone; None: unlimited, or not accounted."""
     pids: int = 0
     pids_limit: int = 0
     """0: none."""
     oom_kills: int = 0
+    io: tuple[DeviceIo, ...] = ()
+    cpu_pressure: Pressure | None = None
+    """None: the kernel has no PSI, or no cgroup2."""
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None

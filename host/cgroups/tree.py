@@ -15,15 +15,15 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
-from host.cgroups import cpu, cpuset, devices, hugetlb, memory, pids, unified
+from host.cgroups import cpu, cpuset, devices, hugetlb, io, memory, pids, pressure, unified
 from host.cgroups.files import Read, Write, apply, reader
 from host.cgroups.model import CgroupStats, Resources
 from host.errors import Busy, InputError, from_oserror
 
 Mode = Literal["v1", "hybrid", "v2"]
-CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, devices, unified)
+CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, io, devices, unified)
 V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
 PROCS = "cgroup.procs"
 _RETRY_S = 0.005
@@ -200,10 +200,12 @@ class Cgroups:
 
     def stats(self, path: str) -> CgroupStats:
         """What it has used up; zeros for a missing cgroup or controller."""
-        figures: dict[str, int] = {}
+        figures: dict[str, Any] = {}
         read = reader(self.folders(path)[0]) if self.mode == "v2" else self._read_v1(path)
         for controller in CONTROLLERS:
             figures.update(controller.stats_v2(read) if self.mode == "v2" else controller.stats_v1(read))
+        if self.mode != "v1":
+            figures.update(pressure.stats(reader(self.folders(path)[0])))
         return CgroupStats(**figures)
 
     def _read_v1(self, path: str) -> Read:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from crinode import CriNode
+from crinode import BUSYBOX, CriNode
 
 from host.cgroups import Cgroups
 from proto.cri import runtime_pb2 as pb
@@ -194,7 +194,7 @@ class TestMembership:
             for name in ("", *used) if CGROUPS.mode != "v1" else used:
                 key = f"name={name}" if f"name={name}" in places else name
                 key = "" if CGROUPS.mode == "v2" else key
-                assert places[key] == cgroup_of(config, container)
+                assert f"{places[key]}/".startswith(f"{cgroup_of(config, container)}/")
 
     async def test_nested_cgroups_go_with_the_container(self, node: CriNode) -> None:
         _, container, config = await node.launch("sleep", "1000")
@@ -208,3 +208,79 @@ class TestMembership:
         await node.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container))
         assert not CGROUPS.exists(path)
         assert not Path(f"/proc/{pid}").exists()
+
+
+class TestFigures:
+    BURN = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+
+    async def test_stats_grow_and_have_a_rate(self, node: CriNode) -> None:
+        sandbox, container, _ = await node.launch("sleep", "1000")
+        request = pb.ContainerStatsRequest(container_id=container)
+        first = (await node.runtime.ContainerStats(request)).stats
+        assert not first.cpu.HasField("usage_nano_cores"), "one look gives no rate"
+        await node.exec(container, "sh", "-c", f"{self.BURN}; sleep 1")
+        second = (await node.runtime.ContainerStats(request)).stats
+        used = second.cpu.usage_core_nano_seconds.value - first.cpu.usage_core_nano_seconds.value
+        assert used > 10_000_000
+        assert second.cpu.usage_nano_cores.value == used * 10**9 // (
+            second.cpu.timestamp - first.cpu.timestamp
+        )
+        assert second.memory.working_set_bytes.value <= second.memory.usage_bytes.value
+        pod = (await node.runtime.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=sandbox))).stats
+        assert pod.linux.cpu.usage_core_nano_seconds.value >= second.cpu.usage_core_nano_seconds.value
+        assert pod.linux.process.process_count.value >= 1
+
+    async def test_pressure_where_the_kernel_counts_it(self, node: CriNode) -> None:
+        _, container, config = await node.launch("sleep", "1000")
+        stats = (await node.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container))).stats
+        counted = bool(content(cgroup_of(config, container), "cpu.pressure"))
+        assert [stats.cpu.HasField("psi"), stats.memory.HasField("psi"), stats.io.HasField("psi")] == [
+            counted
+        ] * 3
+
+    async def test_available_memory_and_swap_count_from_the_limits(self, node: CriNode) -> None:
+        linux = limited(memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=96 << 20)
+        _, container, config = await node.launch("sleep", "1000", linux=linux)
+        stats = (await node.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container))).stats
+        memory = stats.memory
+        assert memory.available_bytes.value + memory.working_set_bytes.value == 64 << 20
+        name = "memory.swap.max" if CGROUPS.mode == "v2" else "memory.memsw.limit_in_bytes"
+        counted = bool(content(cgroup_of(config, container), name))
+        assert stats.swap.swap_available_bytes.value == (32 << 20 if counted else 0)
+
+    async def test_lists_are_filtered(self, node: CriNode) -> None:
+        sandbox, container, _ = await node.launch("sleep", "1000", labels={"tier": "web"})
+        other, _, _ = await node.launch("sleep", "1000")
+        asked = pb.ContainerStatsFilter(pod_sandbox_id=sandbox, label_selector={"tier": "web"})
+        request = pb.ListContainerStatsRequest(filter=asked)
+        found = (await node.runtime.ListContainerStats(request)).stats
+        assert [item.attributes.id for item in found] == [container]
+        pods = pb.ListPodSandboxStatsRequest(filter=pb.PodSandboxStatsFilter(id=other))
+        listed = (await node.runtime.ListPodSandboxStats(pods)).stats
+        assert [item.attributes.id for item in listed] == [other]
+
+    async def test_metrics_are_those_described(self, node: CriNode) -> None:
+        sandbox, container, config = await node.launch("sh", "-c", "sleep 1000 & exec sleep 1000")
+        described = (await node.runtime.ListMetricDescriptors(pb.ListMetricDescriptorsRequest())).descriptors
+        keys = {item.name: list(item.label_keys) for item in described}
+        assert len(keys) == len(described)
+        (pod,) = (await node.runtime.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest())).pod_metrics
+        (own,) = pod.container_metrics
+        assert (pod.pod_sandbox_id, own.container_id) == (sandbox, container)
+        found = {}
+        for metric in (*pod.metrics, *own.metrics):
+            labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
+            assert (labels["pod"], labels["namespace"]) == (config.metadata.name, "default")
+            found[metric.name, *metric.label_values[2:]] = metric.value.value
+        mine = ("main", container, BUSYBOX)
+        assert found["container_processes", *mine] == 2
+        assert found["container_file_descriptors", *mine] >= 6
+        assert found["container_memory_usage_bytes", *mine] > 0
+        assert found["container_start_time_seconds", *mine] > 1_600_000_000
+        assert found["container_ulimits_soft", *mine, "max_open_files"] > 0
+        whole = ("", sandbox, "")
+        assert found["container_processes", *whole] == 2
+        assert found["container_network_transmit_bytes_total", *whole, "eth0"] >= 0
+        stream = node.runtime.StreamPodSandboxMetrics(pb.StreamPodSandboxMetricsRequest())
+        streamed = [item.pod_sandbox_metrics[0].pod_sandbox_id async for item in stream]
+        assert streamed == [sandbox]

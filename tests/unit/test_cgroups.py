@@ -6,8 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from host.cgroups import Cgroups, DeviceRule, Resources, cpu, cpuset, devices, hugetlb, memory, pids, unified
+from host.cgroups import (
+    Cgroups,
+    DeviceRule,
+    Resources,
+    cpu,
+    cpuset,
+    devices,
+    hugetlb,
+    io,
+    memory,
+    pids,
+    pressure,
+    unified,
+)
 from host.cgroups.files import Read, Write, keyed, number
+from host.cgroups.model import DeviceIo, Stall
 from host.errors import Busy, HostError, InputError
 
 
@@ -127,6 +141,55 @@ def test_working_set_leaves_the_idle_page_cache_out() -> None:
     v2 = memory.stats_v2(files(memory__current="1000", memory__stat="inactive_file 1200", memory__max="max"))
     assert (v1["memory_working_set"], v1["memory_rss"]) == (700, 5)
     assert (v2["memory_working_set"], v2["memory_limit"]) == (0, 0)
+
+
+def test_io_is_counted_by_device_in_both_versions() -> None:
+    expected = (
+        DeviceIo(major=8, minor=0, read_bytes=1, written_bytes=2, reads=3, writes=4),
+        DeviceIo(major=253, minor=1, written_bytes=9),
+    )
+    text = "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n253:1 wbytes=9\nodd\n"
+    assert io.stats_v2(files(io__stat=text)) == {"io": expected}
+    moved = "8:0 Read 1\n8:0 Write 2\n8:0 Total 3\n253:1 Write 9\nTotal 12"
+    done = "8:0 Read 3\n8:0 Write 4\nTotal 7"
+    v1 = {
+        "blkio__throttle__io_service_bytes_recursive": moved,
+        "blkio__throttle__io_serviced_recursive": done,
+    }
+    assert io.stats_v1(files(**v1)) == {"io": expected}
+    assert io.stats_v1(EMPTY) == io.stats_v2(EMPTY) == {"io": ()}
+
+
+def test_pressure_is_read_with_and_without_the_full_line() -> None:
+    some = "some avg10=1.50 avg60=0.25 avg300=0.00 total=123"
+    found = pressure.parse(f"{some}\nfull avg10=0.50 avg60=0.00 avg300=0.00 total=7")
+    assert found is not None
+    assert found.some == Stall(avg10=1.5, avg60=0.25, avg300=0.0, total_us=123)
+    assert found.full == Stall(avg10=0.5, total_us=7)
+    alone = pressure.parse(some)
+    assert alone is not None
+    assert alone.full == Stall()
+    assert pressure.parse("") is pressure.parse("some avg10=1") is None
+
+
+def test_the_swap_limit_is_of_swap_alone() -> None:
+    v1 = {"memory__limit_in_bytes": "100", "memory__memsw__limit_in_bytes": "150"}
+    assert memory.stats_v1(files(**v1))["swap_limit"] == 50
+    assert memory.stats_v2(files(memory__swap__max="0"))["swap_limit"] == 0
+    assert memory.stats_v2(files(memory__swap__max="max"))["swap_limit"] is None
+    assert memory.stats_v1(EMPTY)["swap_limit"] is None
+
+
+def test_hybrid_reads_pressure_from_its_cgroup2_tree(tmp_path: Path) -> None:
+    groups = Cgroups(v1_root(tmp_path, "cpuset", "memory", unified=True))
+    for name in ("unified", "memory"):
+        (tmp_path / name / "a").mkdir()
+    (tmp_path / "memory/a/memory.usage_in_bytes").write_text("5")
+    (tmp_path / "unified/a/memory.pressure").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=9")
+    stats = groups.stats("/a")
+    assert stats.memory_usage == 5
+    assert stats.memory_pressure is not None
+    assert (stats.memory_pressure.some.total_us, stats.cpu_pressure) == (9, None)
 
 
 def test_oom_kills_are_read_from_both_versions() -> None:

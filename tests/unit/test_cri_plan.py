@@ -21,9 +21,10 @@ from cri.server.container_plan import (
 )
 from cri.server.container_start import user_of_process
 from cri.server.container_update_resources import merged
+from cri.server.netdev import parse_net_dev
 from cri.server.render import container_status, select_containers
 from cri.server.sandbox_plan import check_metadata, pod_network, resolv_conf, sandbox_spec
-from cri.server.sandbox_stats import network_usage, parse_net_dev
+from cri.server.sandbox_stats import network_usage
 from cri.server.signals import signal_number, stop_signal
 from cri.state.records import ContainerRecord
 from cri.state.store import Container
