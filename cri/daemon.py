@@ -18,9 +18,10 @@ from cri.config import RUNTIME_NAME, Settings, host_port
 from cri.images.store import ImageStore
 from cri.network import Network
 from cri.runtime.client import Runtime, Spawner
+from cri.runtime.identity import held_capabilities
 from cri.runtime.oci.handlers import load
 from cri.runtime.seccomp import compile_default
-from cri.runtime.security import DEFAULT_CAPABILITIES
+from cri.runtime.security import DEFAULT_CAPABILITIES, capability_mask
 from cri.server.container_events import follow_runtime
 from cri.server.core import Core
 from cri.server.restart import recover
@@ -95,6 +96,7 @@ class Daemon:
             await recover(core)
             await asyncio.to_thread(compile_default, capabilities=DEFAULT_CAPABILITIES)  # kept for all pods
             await stack.enter_async_context(_grpc_server(core))
+            _tell_what_is_missing()
             _notify("READY=1")
             log.info("%s serves %s, streams at %s", RUNTIME_NAME, settings.listen, stream_url)
             await _until(stop, follower)
@@ -102,6 +104,12 @@ class Daemon:
             core.events.close()
             with contextlib.suppress(TimeoutError):  # what is not done by then is taken up at the next start
                 await asyncio.wait_for(core.joined.settle(), _SETTLE_SECONDS)
+
+
+def _tell_what_is_missing() -> None:
+    """Once, and not with every container: without this capability the kernel refuses two things of each."""
+    if not held_capabilities() & capability_mask(["SYS_RESOURCE"]):
+        log.warning("no CAP_SYS_RESOURCE: an oom_score_adj below ours and hard limits above ours are not set")
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

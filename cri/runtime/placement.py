@@ -87,6 +87,9 @@ def _places(
     folder = state.container(spec.sandbox_id, spec.id)
     path = spec.cgroup_path
     names = [tree.name for tree in cgroups.trees]
+    folders = cgroups.folders(path) if path else []
+    if cgroups.mode == "v2" and spec.writable_sys:  # privileged: the whole hierarchy, as with containerd
+        folders = list(cgroups.trees)
     return messages.Places(
         mountpoint=folder / "rootfs",
         shm=shm,
@@ -95,7 +98,7 @@ def _places(
         procs_file=cgroups.procs_files(path)[0] if path else None,
         kill_file=cgroups.kill_file(path) if path else None,
         oom_file=cgroups.oom_file(path) if path else None,
-        cgroup_dirs=tuple(zip(names, cgroups.folders(path), strict=True)) if path else (),
+        cgroup_dirs=tuple(zip(names, folders, strict=True)) if path else (),
         cgroup_v2=cgroups.mode == "v2",
         devices=device_nodes(spec),
         held_capabilities=held,

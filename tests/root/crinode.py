@@ -223,13 +223,13 @@ class CriNode:
     async def wait_exit(self, container: str) -> pb.ContainerStatus:
         """The status once the container has ended (event stream, then status)."""
         stream = self.runtime.GetContainerEvents(pb.GetEventsRequest(), timeout=20)
-        await asyncio.sleep(0)
+        event = asyncio.ensure_future(stream.read())
         while (status := await self.status(container)).state != pb.CONTAINER_EXITED:
-            try:
-                await asyncio.wait_for(stream.read(), 0.2)
-            except TimeoutError:
-                continue
+            await asyncio.wait({event}, timeout=0.2)  # a read that is cancelled ends the whole stream
+            if event.done():
+                event = asyncio.ensure_future(stream.read())
         stream.cancel()
+        await asyncio.wait({event})
         return status
 
     async def exec(self, container: str, *command: str, timeout: int = 10) -> pb.ExecSyncResponse:

@@ -15,7 +15,7 @@ from security_kit import refused, status
 
 from cri.runtime import seccomp
 from cri.runtime.launch import sealed_copy
-from cri.runtime.security import DEFAULT_CAPABILITIES, capabilities, capability_mask
+from cri.runtime.security import CAPABILITIES, DEFAULT_CAPABILITIES, capabilities, capability_mask
 from cri.runtime.spec import User
 from host.lsm import SecurityModules, security_modules
 
@@ -91,6 +91,15 @@ class TestPrivileges:
         mounts = await pod.sh("cat /proc/self/mountinfo")
         roots = [line.split()[4] for line in mounts]
         assert all(root.startswith(("/proc", "/dev", "/sys")) or root == "/" for root in roots)
+
+
+async def test_only_a_privileged_container_sees_the_nodes_cgroups(pod: Lab) -> None:
+    def paths(lines: list[str]) -> set[str]:
+        return {line.split(":", 2)[2] for line in lines if pod.cgroup in line or line.endswith(":/")}
+
+    assert paths(await pod.sh("cat /proc/self/cgroup")) == {"/"}
+    fields = {"capabilities": CAPABILITIES, "writable_sys": True, "name": "most"}
+    assert f"{pod.cgroup}/pod-pod/most" in paths(await pod.sh("cat /proc/self/cgroup", **fields))
 
 
 class TestIdentity:
