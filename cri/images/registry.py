@@ -224,7 +224,7 @@ class Fetcher:
                 if response.status not in _REDIRECTS:
                     yield response
                     return
-                url = _redirect(url, response.headers.get("Location", ""))
+                url = redirect_target(url, response.headers.get("Location", ""))
             finally:
                 response.release()
         raise RegistryUnavailable(f"{self._ref}: {server.netloc} redirects in circles")
@@ -333,7 +333,8 @@ def _certificate_reason(exc: Exception) -> str:
     return getattr(exc, "verify_message", "") or type(exc).__name__
 
 
-def _redirect(url: URL, location: str) -> URL:
+def redirect_target(url: URL, location: str) -> URL:
+    """Where a redirect leads; RegistryUnavailable when it is no place to go."""
     try:
         target = url.join(URL(location, encoded=True))
         host = target.host or ""

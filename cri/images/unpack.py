@@ -72,14 +72,17 @@ def apply_layer(request: UnpackRequest) -> dict[str, Any]:
         root, trash, *parents = roots = [RootDir(path) for path in _directories(request)]
         for opened in roots:
             stack.callback(opened.close)
-        content = chunks(blob)
+        content = chunks(blob, sandboxed=request.confine)
         os.umask(0)
         privileged = os.geteuid() == 0
         below = None if request.parents is None else parents
         applier = Applier(root, trash, below, privileged=privileged)
 
         def work() -> bytes:
-            return json.dumps(_answered(lambda: _unpack(request, applier, blob=blob, source=source))).encode()
+            answer = _answered(lambda: _unpack(request, applier, blob=blob, source=source))
+            if answer.get("error") == "full" and not os.fstatvfs(root.fd).f_favail:
+                answer["message"] += ", no inodes left"
+            return json.dumps(answer).encode()
 
         source = LayerSource(content, max_bytes=_FIXED_ALLOWANCE + _RATIO * request.blob_size)
         if request.confine and privileged:

@@ -118,8 +118,9 @@ async def test_a_full_disk_leaves_the_store_whole(tmp_path, tmpfs, options):
     async with serving(fake, tmp_path) as session, opened_store(folder, session) as store:
         got = await store.pull(REF)
         before = sorted(folder.rglob("*"))
-        with pytest.raises(StoreFull, match=os.strerror(errno.ENOSPC).lower()):
+        with pytest.raises(StoreFull, match=os.strerror(errno.ENOSPC).lower()) as caught:
             await store.pull("registry.test/app:2")
+        assert ("inodes" in str(caught.value)) == options.startswith("nr_inodes")
         await store.collect()
         assert store.list() == (got,)
         assert os.listdir(folder / "images/tmp") == []

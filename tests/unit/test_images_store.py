@@ -6,6 +6,7 @@ import logging
 
 import images_kit
 import pytest
+import zstandard
 from images_kit import (
     BASE,
     HOST,
@@ -26,6 +27,7 @@ from cri.images.errors import (
     ImageMissing,
     ImageNotFound,
 )
+from cri.images.index import ImageIndex
 from host.errors import Busy, InputError
 
 built, fake, store = images_kit.built, images_kit.fake, images_kit.store
@@ -244,3 +246,77 @@ async def test_opaque_root_cuts_the_stack(store, fake):
 async def test_pinned_images(tmp_path, fake):
     async with serving(fake, tmp_path) as session, opened_store(tmp_path, session, pinned=(REF,)) as store:
         assert (await store.pull(REF)).pinned
+
+
+async def test_a_record_cut_at_any_byte_or_changed_is_never_believed(tmp_path, fake):
+    async with serving(fake, tmp_path) as session, opened_store(tmp_path, session) as store:
+        await store.pull(REF)
+        (file,) = (store._root / "images").glob("*.json")
+        good, blobs = file.read_bytes(), store.blobs
+    for size in range(len(good)):
+        for data in (good[:size], good[:size] + bytes((good[size] ^ 4,)) + good[size + 1 :]):
+            file.write_bytes(data)
+            index = ImageIndex(tmp_path / "images", blobs)
+            assert len(index.load("boot")) == 1, data
+            assert list(index.records()) == []
+            assert not file.exists()
+
+
+async def test_a_blob_that_rotted_is_noticed_when_it_is_needed(tmp_path, fake, built):
+    digest = digest_of(built.layers[1])
+    async with serving(fake, tmp_path) as session:
+        async with opened_store(tmp_path, session) as store:
+            got = await store.pull(REF)
+            lost = store.layers(got.id)[0].parent / "layer.json"
+            blob = store.blobs.path(digest)
+        lost.unlink()
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+        async with opened_store(tmp_path, session) as store:
+            with pytest.raises(CorruptContent, match=digest):
+                await store.pull(REF)
+            assert not blob.exists()
+            assert (await store.pull(REF)).id == built.id
+
+
+async def test_a_graph_of_indexes_costs_four_requests(store, fake):
+    below = descriptor(b"none", manifest.OCI_INDEX)
+    for level in range(10):
+        entries = []
+        for number in range(10):
+            document = {"schemaVersion": 2, "manifests": [below] * 10, "n": [level, number]}
+            data = json.dumps(document).encode()
+            fake.manifests[digest_of(data)] = fake.manifests["1"] = (data, manifest.OCI_INDEX)
+            entries.append(descriptor(data, manifest.OCI_INDEX))
+        below = entries[0]
+    with pytest.raises(CorruptContent, match="nest"):
+        await store.pull(REF)
+    assert len(fake.requests) == manifest.MAX_INDEX_DEPTH + 1
+
+
+async def test_foreign_layer_addresses_are_not_followed(store, fake, built):
+    document = json.loads(built.manifest)
+    for layer in document["layers"]:
+        layer["urls"] = ["http://169.254.169.254/latest", "https://elsewhere.test/layer"]
+        layer["annotations"] = {"containerd.io/distribution.source": "evil"}
+    fake.manifests["1"] = (json.dumps(document).encode(), manifest.OCI_MANIFEST)
+    await store.pull(REF)
+    assert {request.host for request in fake.requests} == {HOST}
+
+
+async def test_layers_without_gzip(store, fake):
+    for tag, compress in (("plain", bytes), ("zstd", zstandard.compress)):
+        fake.add(image(archive(member(tag.encode(), b"x")), compress=compress), tag)
+        got = await store.pull(f"{HOST}/team/app:{tag}")
+        assert [path.name for path in store.layers(got.id)[0].iterdir()] == [tag]
+
+
+async def test_a_layer_that_leans_on_those_below_waits_for_them(store, fake):
+    """Unpacked side by side: the hard link of the second layer leads to a file of the first."""
+    low = archive(member(b"d/", kind=b"5", mode=0o711), member(b"d/f", b"low" * 100_000))
+    top = archive(member(b"e", kind=b"1", link=b"d/f"), member(b"d/g", b"x"))
+    fake.add(image(low, top), "1")
+    got = await store.pull(REF)
+    path = store.layers(got.id)[0]
+    assert (path / "e").read_bytes() == b"low" * 100_000
+    assert (path / "d").stat().st_mode & 0o777 == 0o711
+    assert leftovers(store) == []

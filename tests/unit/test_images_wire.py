@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+import traceback
 
 import images_kit
 import pytest
@@ -16,10 +18,12 @@ from images_kit import (
     opened_store,
     serving,
 )
+from yarl import URL
 
 from cri.images import manifest
 from cri.images.errors import AccessDenied, CorruptContent, PullError, RegistryUnavailable
 from cri.images.model import Credentials
+from cri.images.registry import redirect_target
 
 built, fake, store = images_kit.built, images_kit.fake, images_kit.store
 
@@ -285,3 +289,109 @@ async def test_a_partial_blob_survives_a_cancelled_pull_and_goes_with_age(tmp_pa
         os.utime(partial, (1, 1))
         await store.collect()
         assert not partial.exists()
+
+
+async def test_identity_tokens_are_exchanged(store, fake):
+    """An OAuth2 refresh token goes into the body of a POST (distribution spec, "oauth2 token")."""
+
+    async def token(request):
+        form = await request.post()
+        assert (form["grant_type"], form["refresh_token"]) == ("refresh_token", "r3fresh")
+        assert form["scope"] == "repository:team/app:pull"
+        assert "r3fresh" not in str(request.url)
+        return web.json_response({"access_token": "t0ken"})
+
+    fake.hooks["/token"] = token
+    fake.hooks["/1"] = wants_token
+    await store.pull(REF, Credentials(identity_token="r3fresh"))
+
+
+async def wants_token(request):
+    if request.headers.get("Authorization") == "Bearer t0ken":
+        return None
+    realm = f'Bearer realm="http://{HOST}/token",service="s"'
+    return web.json_response({}, status=401, headers={"WWW-Authenticate": realm})
+
+
+async def test_anonymous_tokens(store, fake):
+    async def token(request):
+        assert "Authorization" not in request.headers
+        return web.json_response({"token": "t0ken"})
+
+    fake.hooks["/token"] = token
+    fake.hooks["/1"] = wants_token
+    assert await store.pull(REF)
+
+
+@pytest.mark.parametrize("answer", [{"token": "x" * (1 << 20)}, {"token": "other"}], ids=["1 MB", "useless"])
+async def test_token_loops_and_giant_tokens_end(store, fake, answer):
+    async def token(request):
+        return web.json_response(answer)
+
+    fake.hooks["/token"] = token
+    fake.hooks["/1"] = wants_token
+    with pytest.raises((AccessDenied, CorruptContent)):
+        await store.pull(REF)
+    assert len(fake.requests) <= 3
+
+
+SECRETS = Credentials(
+    username="canary-user",
+    password="canary-password",
+    identity_token="canary-identity",
+    registry_token="",
+)
+
+
+@pytest.mark.parametrize("where", ["401", "403", "503", "redirect", "cut", "token", "junk"])
+async def test_secrets_reach_no_log_and_no_error(store, fake, built, caplog, where):
+    """At the most talkative level, in messages, in what they carry along and in tracebacks."""
+    caplog.set_level(logging.DEBUG)
+    layer = digest_of(built.layers[0])
+
+    async def misbehave(request):
+        if where == "redirect":
+            return web.Response(status=307, headers={"Location": f"http://{HOST}/gone?sig=canary-sas"})
+        if where == "cut":
+            request.transport.close()
+        if where == "junk":
+            return web.Response(body=b"x", headers={"Content-Length": "1"})
+        if where == "token":
+            header = f'Bearer realm="http://canary-user:canary-pw@{HOST}/t?sig=canary-sas"'
+            return web.json_response({}, status=401, headers={"WWW-Authenticate": header})
+        body = {"errors": [{"message": "see https://x.test/?sig=canary-sas"}]}
+        return web.json_response(body, status=int(where if where.isdigit() else 500))
+
+    fake.hooks["/gone"] = fake.hooks[layer] = misbehave
+    with pytest.raises(PullError) as caught:
+        await store.pull(REF, SECRETS)
+    told = [*traceback.format_exception(caught.value), repr(caught.value), repr(SECRETS), caplog.text]
+    told.append(json.dumps(store.pulls()))
+    assert "canary" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("origin", "location", "words"),
+    [
+        ("https://r.test/v2/x", "http://r.test/v2/x", "https to http"),
+        ("https://r.test/v2/x", "https://[fe80::1]/x", "link-local"),
+        ("https://r.test/v2/x", "https://[::ffff:169.254.169.254]/x", "link-local"),
+        ("https://r.test/v2/x", "ftp://r.test/x", "malformed"),
+    ],
+)
+def test_redirects_downwards_are_refused(origin, location, words):
+    with pytest.raises(RegistryUnavailable, match=words):
+        redirect_target(URL(origin), location)
+
+
+async def test_another_port_of_the_same_host_gets_no_credentials(store, fake, built):
+    digest = digest_of(built.layers[0])
+
+    async def elsewhere(request):
+        if request.host != HOST:
+            return None
+        return web.Response(status=307, headers={"Location": f"http://{HOST}:8443/blobs/{digest}"})
+
+    fake.hooks[digest] = elsewhere
+    await store.pull(REF, Credentials(registry_token="t0ken"))
+    assert ["Authorization" in item.headers for item in fake.requests if item.host != HOST] == [False]
