@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         from deploy.labkit.layout import Layout
         from deploy.labkit.progress import Progress
 
-        lab.prepare(Layout(), Progress())
+        lab.prepare(Layout(), Progress(), kinds=["kubelet"])
     os.chdir(ROOT)
     return os.execv(sys.executable, [sys.executable, "-m", "pytest", *extra, *paths])
 

@@ -45,7 +45,7 @@ def show_app(lab: Lab) -> None:
         *(
             (f"node port of {node.name} from outside the cluster", SWITCH, (node.address, APP_NODE_PORT))
             for node in nodes.known(lab.layout)
-            if not node.stock
+            if node.kind == "nodelet"
         ),
     ]
     for title, machine, target in ways:
@@ -123,7 +123,7 @@ def node(lab: Lab, args: argparse.Namespace) -> int:
     """Add or remove one node."""
     with lab.locked():
         if args.action == "add":
-            lab.add_node(args.node, stock=args.stock)
+            lab.add_node(args.node, kind=args.kind)
         else:
             lab.remove_node(args.node)
     return 0

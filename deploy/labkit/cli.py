@@ -65,8 +65,21 @@ def parser() -> argparse.ArgumentParser:
     node = verb("node", "add or remove a node")
     node.add_argument("action", choices=("add", "remove"))
     node.add_argument("node", type=node_name, metavar="NAME")
-    node.add_argument(
-        "--stock", action="store_true", help="kubelet, containerd, runc and the reference plugins"
+    kind = node.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--stock",
+        dest="kind",
+        action="store_const",
+        const="stock",
+        default="nodelet",
+        help="kubelet, containerd, runc and the reference plugins",
+    )
+    kind.add_argument(
+        "--kubelet",
+        dest="kind",
+        action="store_const",
+        const="kubelet",
+        help="kubelet and kube-proxy with nodelet-cri and nodelet-cni",
     )
     shell = verb("shell", "a shell, or a command, inside a machine (a node, control, switch)")
     shell.add_argument("node", type=lab_name, metavar="NODE")

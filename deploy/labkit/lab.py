@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.labkit import binaries, cgroups, controlplane, machines, nodes, processes, stocknode, versions
+from deploy.labkit import binaries, cgroups, controlplane, machines, nodes, processes, versions
 from deploy.labkit.api import Api, ApiError, wait_for
 from deploy.labkit.errors import LabError, TimedOut
-from deploy.labkit.layout import CONTROL, CONTROL_ADDRESS, SWITCH, Layout, Node
+from deploy.labkit.layout import CONTROL, CONTROL_ADDRESS, SWITCH, Kind, Layout, Node
 from deploy.labkit.machines import Machine
 from deploy.labkit.processes import Records
 from deploy.labkit.progress import Progress
@@ -28,9 +28,10 @@ MANIFESTS = Path(__file__).parent / "manifests"
 _BASE = (versions.CONTROL_PLANE, versions.ETCD_SERVER, versions.COREDNS_SERVER)
 
 
-def prepare(layout: Layout, progress: Progress) -> None:
-    """Everything that takes long the first time: binaries and images into the cache."""
-    binaries.ensure(layout, _BASE, progress)
+def prepare(layout: Layout, progress: Progress, *, kinds: Sequence[Kind] = ()) -> None:
+    """Everything that takes long the first time, for these kinds of nodes, too: binaries and images."""
+    more = [project for kind in kinds for project in nodes.binaries_of(kind)]
+    binaries.ensure(layout, [*_BASE, *more], progress)
     fill_cache(layout, progress)
 
 
@@ -106,8 +107,8 @@ class Lab:
     def up(self, *, count: int = 2, app: bool = True) -> None:
         """Everything running, nodes n1 to n<count> Ready, DNS and (if wanted) the sample app answering."""
         with ThreadPoolExecutor(max_workers=2) as pool:
-            stock = any(node.stock for node in nodes.known(self.layout))
-            wanted = [*_BASE, *(versions.STOCK_NODE if stock else ())]
+            more = [nodes.binaries_of(node.kind) for node in nodes.known(self.layout)]
+            wanted = [*_BASE, *dict.fromkeys(project for projects in more for project in projects)]
             job = pool.submit(binaries.ensure, self.layout, wanted, self.progress)
             self._start_switch()
             job.result()
@@ -164,8 +165,8 @@ class Lab:
                 node = waiting.get(name)
                 if node is None:
                     continue
-                if node.stock and (pod_cidr := found["spec"].get("podCIDR")):
-                    stocknode.set_pod_range(self.layout.machine(name), pod_cidr)
+                if pod_cidr := found["spec"].get("podCIDR"):
+                    nodes.set_pod_range(self.layout, node, pod_cidr)
                 if _condition(found, "Ready"):
                     del waiting[name]
             for name in waiting:
@@ -210,12 +211,11 @@ class Lab:
 
         wait_for(f"deployment {namespace}/{name}", look, seconds=seconds)
 
-    def add_node(self, name: str, *, stock: bool) -> None:
+    def add_node(self, name: str, *, kind: Kind = "nodelet") -> None:
         """One more node, Ready."""
         api = self.api()
-        if stock:
-            binaries.ensure(self.layout, versions.STOCK_NODE, self.progress)
-        node = nodes.add(self.layout, name, stock=stock)
+        binaries.ensure(self.layout, nodes.binaries_of(kind), self.progress)
+        node = nodes.add(self.layout, name, kind=kind)
         self._start_node(node)
         self._wait_nodes(api, [node])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from deploy.labkit import versions
 
@@ -30,6 +31,9 @@ DNS_ADDRESS = "10.96.0.10"
 DOMAIN = "cluster.local"
 
 
+Kind = Literal["nodelet", "stock", "kubelet"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """One node of the lab.
@@ -37,12 +41,13 @@ class Node:
     Attributes:
         name: host name and Node name.
         index: position in the address plan, from 0.
-        stock: kubelet and containerd instead of nodelet.
+        kind: "nodelet"; "stock", kubelet and kube-proxy with containerd; or "kubelet", the same two with
+            nodelet-cri and nodelet-cni.
     """
 
     name: str
     index: int
-    stock: bool = False
+    kind: Kind = "nodelet"
 
     @property
     def address(self) -> str:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import yaml
 
-from deploy.labkit import layout, stocknode
+from cni.config import render_conflist
+from deploy.labkit import layout, stocknode, versions
 from deploy.labkit.errors import LabError
-from deploy.labkit.layout import Layout, Node
+from deploy.labkit.layout import Kind, Layout, Node
 from deploy.labkit.services import Service
+from host.files import write_atomic
 
 CRI_SOCKET = "unix:///run/nodelet/cri.sock"
 MIRROR = f"http://{layout.CONTROL_ADDRESS}:{layout.REGISTRY_PORT}"
@@ -44,12 +46,12 @@ def _write(lab: Layout, nodes: Iterable[Node]) -> None:
     path = lab.state / "nodes.json"
     temp = path.with_suffix(".new")
     temp.write_text(
-        json.dumps([{"name": node.name, "index": node.index, "stock": node.stock} for node in nodes])
+        json.dumps([{"name": node.name, "index": node.index, "kind": node.kind} for node in nodes])
     )
     temp.rename(path)
 
 
-def add(lab: Layout, name: str, *, stock: bool = False) -> Node:
+def add(lab: Layout, name: str, *, kind: Kind = "nodelet") -> Node:
     """A new entry in the list of nodes, or the entry there is.
 
     Raises:
@@ -58,13 +60,12 @@ def add(lab: Layout, name: str, *, stock: bool = False) -> Node:
     nodes = known(lab)
     for node in nodes:
         if node.name == name:
-            if node.stock != stock:
-                kind = "stock" if node.stock else "nodelet"
-                raise LabError(f"{name} is there already, as a {kind} node; remove it first")
+            if node.kind != kind:
+                raise LabError(f"{name} is there already, as a {node.kind} node; remove it first")
             return node
     taken = {node.index for node in nodes}
     index = next(number for number in range(200) if number not in taken)
-    node = Node(name=name, index=index, stock=stock)
+    node = Node(name=name, index=index, kind=kind)
     _write(lab, [*nodes, node])
     return node
 
@@ -89,12 +90,13 @@ def find(lab: Layout, name: str) -> Node:
 
 
 def kubelet_configuration(lab: Layout, node: Node) -> dict[str, object]:
-    """The KubeletConfiguration of a node of the lab; stock and nodelet nodes get the same, but for a taint.
+    """The KubeletConfiguration of a node of the lab; all kinds get the same, but for a taint.
 
-    Nothing connects a stock node's pods with the others' (flannel is not part of it), so only pods that ask
-    for it are scheduled there.
+    Nothing connects the pods of a node without nodelet with the others' (flannel is not part of it), so only
+    pods that ask for it are scheduled there.
     """
-    taints = [{"key": "lab/stock", "value": "true", "effect": "NoSchedule"}] if node.stock else []
+    taint = {"key": "lab/stock", "value": "true", "effect": "NoSchedule"}
+    taints = [] if node.kind == "nodelet" else [taint]
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -108,7 +110,7 @@ def kubelet_configuration(lab: Layout, node: Node) -> dict[str, object]:
         "cgroupRoot": lab.node_cgroup(node.name),
         "clusterDNS": [layout.DNS_ADDRESS],
         "clusterDomain": layout.DOMAIN,
-        "containerRuntimeEndpoint": stocknode.SOCKET if node.stock else CRI_SOCKET,
+        "containerRuntimeEndpoint": stocknode.SOCKET if node.kind == "stock" else CRI_SOCKET,
         "enforceNodeAllocatable": [],
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "failCgroupV1": False,
@@ -133,7 +135,7 @@ def nodelet_configuration() -> dict[str, object]:
 
 
 def install(lab: Layout, node: Node) -> None:
-    """Write a node's disk: its configuration and, for a stock node, containerd's; what is there is kept."""
+    """Write a node's disk: its configuration and that of its runtime; what is there is kept."""
     disk = lab.machine(node.name)
     manifests = disk / "etc/kubernetes/manifests"
     manifests.mkdir(parents=True, exist_ok=True)
@@ -141,8 +143,10 @@ def install(lab: Layout, node: Node) -> None:
     pki.mkdir(exist_ok=True)
     shutil.copy(lab.pki / "ca.crt", pki / "ca.crt")
     _write_yaml(disk / "var/lib/kubelet/config.yaml", kubelet_configuration(lab, node))
-    if node.stock:
-        stocknode.install(lab, node, disk, HOSTS_TOML)
+    if node.kind != "nodelet":
+        stocknode.install_proxy(node, disk)
+    if node.kind == "stock":
+        stocknode.install_runtime(lab, disk, HOSTS_TOML)
         return
     _write_yaml(disk / "etc/nodelet/nodelet.yaml", nodelet_configuration())
     mirrors = disk / "etc/nodelet/registries.d/_default"
@@ -152,6 +156,25 @@ def install(lab: Layout, node: Node) -> None:
     plugin.parent.mkdir(parents=True, exist_ok=True)
     plugin.unlink(missing_ok=True)
     plugin.symlink_to(program("nodelet-cni"))
+
+
+def set_pod_range(lab: Layout, node: Node, pod_cidr: str) -> None:
+    """Write the conflist of a node that nodelet does not run, once the cluster has given it its pod range."""
+    disk = lab.machine(node.name)
+    if node.kind == "stock":
+        stocknode.set_pod_range(disk, pod_cidr)
+    elif node.kind == "kubelet":
+        folder = disk / "etc/cni/net.d"
+        folder.mkdir(parents=True, exist_ok=True)
+        conflist = render_conflist([pod_cidr], cluster_cidrs=[layout.POD_NETWORK])
+        write_atomic(folder / "10-nodelet.conflist", conflist, mode=0o644)
+
+
+def binaries_of(kind: Kind) -> tuple[versions.Project, ...]:
+    """What a node of this kind needs beside this project's programs."""
+    if kind == "stock":
+        return versions.STOCK_NODE
+    return versions.STOCK_KUBELET if kind == "kubelet" else ()
 
 
 def _write_yaml(path: Path, content: dict[str, object]) -> None:
@@ -166,10 +189,15 @@ def program(name: str) -> Path:
 
 def services(lab: Layout, node: Node) -> tuple[Service, ...]:
     """The programs of a node, in starting order."""
-    if node.stock:
-        return stocknode.services(lab, node)
+    if node.kind == "stock":
+        return (stocknode.runtime(lab), *stocknode.kubelet(lab, node))
+    runtime = Service(
+        name="nodelet-cri", argv=(str(program("nodelet-cri")),), socket=CRI_SOCKET.removeprefix("unix://")
+    )
+    if node.kind == "kubelet":
+        return (runtime, *stocknode.kubelet(lab, node))
     return (
-        Service(name="nodelet-cri", argv=(str(program("nodelet-cri")),)),
+        runtime,
         Service(
             name="nodelet",
             argv=(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 
 from deploy.labkit import cgroups, processes
+from deploy.labkit.api import wait_for
 from deploy.labkit.layout import Layout
 from deploy.labkit.machines import Machine
 from deploy.labkit.processes import Records
+
+_SOCKET_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +22,13 @@ class Service:
         name: its name in records and logs.
         argv: what to run.
         env: variables beside PATH and HOME.
+        socket: Unix socket that is there before the next program is started; empty for none.
     """
 
     name: str
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
+    socket: str = ""
 
 
 def ensure_service(lab: Layout, records: Records, machine: Machine, service: Service) -> bool:
@@ -41,4 +47,11 @@ def ensure_service(lab: Layout, records: Records, machine: Machine, service: Ser
         cgroups=cgroups.joined(lab.node_cgroup(machine.name)),
         env=dict(service.env),
     )
+    if service.socket:
+        look = [*machine.enter(), "test", "-S", service.socket]
+        wait_for(
+            f"socket {service.socket} of {service.name}",
+            lambda: subprocess.run(look, check=False).returncode == 0,
+            seconds=_SOCKET_SECONDS,
+        )
     return True

@@ -1,7 +1,7 @@
 """A stock node in the lab: kubelet, kube-proxy, containerd and runc with the reference CNI plugins.
 
-The counterpart nodelet is measured against and plays together with, in the same namespaces, with the same
-KubeletConfiguration and the same images.
+The counterpart nodelet is measured against and plays together with (its kubelet on nodelet-cri, too), in the
+same namespaces, with the same KubeletConfiguration and the same images.
 """
 
 from __future__ import annotations
@@ -77,7 +77,13 @@ def proxy_configuration(node: Node) -> dict[str, object]:
     }
 
 
-def install(lab: Layout, node: Node, disk: Path, hosts_toml: str) -> None:
+def install_proxy(node: Node, disk: Path) -> None:
+    """Write kube-proxy's configuration."""
+    proxy = disk / "etc/kubernetes/kube-proxy.yaml"
+    proxy.write_text(json.dumps(proxy_configuration(node)))
+
+
+def install_runtime(lab: Layout, disk: Path, hosts_toml: str) -> None:
     """Write containerd's configuration and put the plugins where containerd looks for them."""
     config = disk / "etc/containerd/config.toml"
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +92,6 @@ def install(lab: Layout, node: Node, disk: Path, hosts_toml: str) -> None:
     mirrors = config.parent / "certs.d/_default"
     mirrors.mkdir(parents=True, exist_ok=True)
     (mirrors / "hosts.toml").write_text(hosts_toml)
-    proxy = disk / "etc/kubernetes/kube-proxy.yaml"
-    proxy.write_text(json.dumps(proxy_configuration(node)))
     plugins = disk / "opt/cni/bin"
     plugins.mkdir(parents=True, exist_ok=True)
     for name in versions.REFERENCE_CNI.programs:
@@ -105,16 +109,21 @@ def set_pod_range(disk: Path, pod_cidr: str) -> None:
     temp.rename(path)
 
 
-def services(lab: Layout, node: Node) -> tuple[Service, ...]:
-    """containerd, then kubelet, then kube-proxy."""
+def runtime(lab: Layout) -> Service:
+    """containerd."""
     containerd = lab.binary(versions.CONTAINERD_RUNTIME)
     search = f"{containerd.parent}:{lab.binary(versions.RUNC_RUNTIME).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return Service(
+        name="containerd",
+        argv=(str(containerd), "--config", "/etc/containerd/config.toml"),
+        socket=SOCKET.removeprefix("unix://"),
+        env=(("PATH", search),),
+    )
+
+
+def kubelet(lab: Layout, node: Node) -> tuple[Service, ...]:
+    """kubelet, then kube-proxy; which runtime they use is in their configuration."""
     return (
-        Service(
-            name="containerd",
-            argv=(str(containerd), "--config", "/etc/containerd/config.toml"),
-            env=(("PATH", search),),
-        ),
         Service(
             name="kubelet",
             argv=(

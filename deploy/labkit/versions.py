@@ -56,4 +56,5 @@ RUNC_RUNTIME = Project(name="runc", version=RUNC, programs=("runc",))
 REFERENCE_CNI = Project(
     name="cni-plugins", version=CNI_PLUGINS, programs=("bridge", "loopback", "host-local", "portmap")
 )
+STOCK_KUBELET = (KUBELET, KUBE_PROXY)
 STOCK_NODE = (KUBELET, KUBE_PROXY, CONTAINERD_RUNTIME, RUNC_RUNTIME, REFERENCE_CNI)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with lab.locked():
             lab.up(count=1, app=False)
-            lab.add_node(STOCK, stock=True)
+            lab.add_node(STOCK, kind="stock")
         return _show(lambda: BENCHMARKS[args.benchmark](lab, ours=OURS, stock=STOCK, say=progress.say))
     except LabError as exc:
         print(f"tests/bench/run: {exc}", file=sys.stderr)

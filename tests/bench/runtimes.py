@@ -23,7 +23,7 @@ from cni.config import render_conflist
 from deploy.labkit import stocknode, versions
 from deploy.labkit.errors import LabError
 from deploy.labkit.images import Entry, build_image
-from deploy.labkit.layout import Layout, Node
+from deploy.labkit.layout import Layout
 from proto.cri import runtime_pb2 as pb
 from proto.cri.runtime_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
@@ -152,7 +152,7 @@ def start_stock(folder: Path, *, registry: int, lab: Layout) -> Runtime:
     disk = folder / "disk"
     hosts = (_mirrors(folder, registry) / "_default/hosts.toml").read_text()
     (disk / "etc/kubernetes").mkdir(parents=True)
-    stocknode.install(lab, Node(name="stock", index=0, stock=True), disk, hosts)
+    stocknode.install_runtime(lab, disk, hosts)
     stocknode.set_pod_range(disk, _STOCK_SUBNET)
     config = disk / "etc/containerd/config.toml"
     text = config.read_text()

@@ -92,10 +92,25 @@ def test_what_follows_kubectl_and_shell_is_left_as_it_is():
     assert cli.parse(["shell", "n1", "--", "ls", "-l"]).command[-2:] == ["ls", "-l"]
 
 
+def test_a_node_is_of_one_kind():
+    kinds = [cli.parse(["node", "add", "x", *words]).kind for words in ([], ["--stock"], ["--kubelet"])]
+    assert kinds == ["nodelet", "stock", "kubelet"]
+    with pytest.raises(SystemExit):
+        cli.parse(["node", "add", "x", "--stock", "--kubelet"])
+
+
+def test_a_kubelet_on_nodelet_cri_uses_its_socket_and_waits_for_it():
+    lab, node = Layout(name="x"), Node(name="k", index=0, kind="kubelet")
+    runtime, kubelet, proxy = nodes.services(lab, node)
+    assert [runtime.name, kubelet.name, proxy.name] == ["nodelet-cri", "kubelet", "kube-proxy"]
+    endpoint = nodes.kubelet_configuration(lab, node)["containerRuntimeEndpoint"]
+    assert endpoint == f"unix://{runtime.socket}"
+
+
 def test_nodes_are_remembered_and_addresses_reused(tmp_path):
     lab = Layout(name="x", state_root=tmp_path)
     assert nodes.known(lab) == []
-    first, second = nodes.add(lab, "n1"), nodes.add(lab, "n2", stock=True)
+    first, second = nodes.add(lab, "n1"), nodes.add(lab, "n2", kind="stock")
     assert (first.address, second.address) == ("10.199.0.11", "10.199.0.12")
     assert nodes.add(lab, "n1") == first
     nodes.forget(lab, "n1")
