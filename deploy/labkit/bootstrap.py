@@ -35,6 +35,8 @@ TOOLS = {
     "conntrack": "conntrack",
     "tcpdump": "tcpdump",
     "busybox": "busybox-static",
+    "crun": "crun",
+    "runc": "runc",
     "modprobe": "kmod",
     "nsenter": "util-linux",
     "mount": "mount",

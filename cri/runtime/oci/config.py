@@ -72,7 +72,7 @@ def message(
         "cwd": os.fsencode(spec.cwd or "/"),
         "oom_score_adj": max(-1000, min(spec.oom_score_adj, 1000)),
         "config": [before + b'"user":', between + b'"namespaces":', after],
-        "namespaces": namespaces(pid_mode),
+        "namespaces": namespaces(pid_mode, own_cgroup=not spec.writable_sys),
         "hidden": messages.path(hybrid),
     }
     oci = {
@@ -84,12 +84,13 @@ def message(
     return {"oci": oci, "process": wire.encode(process)}
 
 
-def namespaces(pid_mode: str) -> bytes:
+def namespaces(pid_mode: str, *, own_cgroup: bool = True) -> bytes:
     """`linux.namespaces`, with %(pod)d and %(process)d for the processes whose namespaces are joined.
 
-    Network, IPC and UTS are the supervisor's, which are the node's where the pod asked for that.
+    Network, IPC and UTS are the supervisor's, which are the node's where the pod asked for that. A privileged
+    container has no cgroup namespace, as with our own runtime.
     """
-    found = [{"type": "mount"}, {"type": "cgroup"}]
+    found = [{"type": "mount"}, *([{"type": "cgroup"}] if own_cgroup else [])]
     pairs = (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
     found += [{"type": kind, "path": f"/proc/%(pod)d/ns/{file}"} for kind, file in pairs]
     if pid_mode == "container":
@@ -115,6 +116,7 @@ def render(
             "maskedPaths": list(spec.masked_paths),
             "readonlyPaths": list(spec.readonly_paths),
             "rootfsPropagation": _root_propagation(spec.mounts),
+            **_given({"mountLabel": spec.mount_label}),
             **({"seccomp": json.loads(spec.seccomp)} if spec.seccomp else {}),
             **({"mountLabel": spec.mount_label} if spec.mount_label else {}),
             "namespaces": None,
@@ -142,7 +144,7 @@ def _process(spec: ContainerSpec, places: Places, ceilings: Mapping[str, int]) -
         },
         "rlimits": [_rlimit(limit, ceilings) for limit in spec.rlimits],
         "noNewPrivileges": spec.no_new_privileges,
-        **({"apparmorProfile": spec.apparmor_profile} if spec.apparmor_profile else {}),
+        **_given({"apparmorProfile": spec.apparmor_profile, "selinuxLabel": spec.selinux_label}),
         **({"selinuxLabel": spec.selinux_label} if spec.selinux_label else {}),
     }
 
@@ -240,7 +242,7 @@ def _resources(wanted: Resources, *, v2: bool) -> dict[str, Any]:
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in (None, {}, [])}
+    return {key: value for key, value in values.items() if value not in (None, "", {}, [])}
 
 
 def _device_rule(rule: DeviceRule) -> dict[str, Any]:
