@@ -44,9 +44,10 @@ _SETTLE_SECONDS = 10.0
 class Daemon:
     """One CRI server on one socket and one state folder, whose lock the caller holds."""
 
-    def __init__(self, settings: Settings, *, spawner: Any) -> None:
-        """Nothing happens before `run`."""
+    def __init__(self, settings: Settings, *, spawner: Any, userns_missing: str = "") -> None:
+        """Nothing happens before `run`. `userns_missing`: as in `Core`."""
         self._settings = settings
+        self._userns_missing = userns_missing
         self._spawner: Spawner = spawner
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -90,6 +91,7 @@ class Daemon:
                 boot_id=boot_id(),
                 stream_url=stream_url,
                 handlers=await asyncio.to_thread(load, settings.runtime_handlers),
+                userns_missing=self._userns_missing,
             )
             follower = asyncio.create_task(follow_runtime(core))
             stack.push_async_callback(_cancel, follower)

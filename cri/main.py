@@ -68,6 +68,7 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc")) -> None:
 def run(settings: Settings) -> int:
     """Start the spawner, lock the state folder and serve until a signal says stop."""
     from cri.runtime.client import launch_spawner
+    from cri.runtime.userns_probe import missing
     from host.files import locked
 
     os.umask(0o077)
@@ -76,7 +77,7 @@ def run(settings: Settings) -> int:
         _make_folders(settings)
         try:
             with locked(settings.state / "lock"):
-                return _serve(settings, spawner)
+                return _serve(settings, spawner, missing(settings.root, settings.state))
         except Busy as exc:
             raise InputError(f"another nodelet-cri uses {settings.state}: stop it or set --state") from exc
     finally:
@@ -99,7 +100,7 @@ def _make_folders(settings: Settings) -> None:
         folder.chmod(0o700)
 
 
-def _serve(settings: Settings, spawner: object) -> int:
+def _serve(settings: Settings, spawner: object, userns_missing: str) -> int:
     import asyncio
     import logging
 
@@ -115,7 +116,7 @@ def _serve(settings: Settings, spawner: object) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await Daemon(settings, spawner=spawner).run(stop)
+        await Daemon(settings, spawner=spawner, userns_missing=userns_missing).run(stop)
 
     asyncio.run(serve())
     return 0

@@ -26,6 +26,7 @@ NetnsRef = int | str | os.PathLike[str]
 """A network namespace: an open fd, or a path such as `/run/netns/cni-1` or `/proc/1/ns/net`."""
 
 _OWN = "/proc/thread-self/ns/net"
+_NS_GET_USERNS = 0xB701  # _IO(0xb7, 0x1)
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 0x3) of linux/nsfs.h
 
 
@@ -91,6 +92,22 @@ def open_netns(ref: NetnsRef) -> int:
         os.close(fd)
         raise Unsupported(errno.EOPNOTSUPP, f"open network namespace {ref}", "not a network namespace")
     return fd
+
+
+def owner(ref: NetnsRef) -> int:
+    """A descriptor of the user namespace that a network namespace belongs to; the caller closes it.
+
+    Raises:
+        NotFound: no such path.
+        Denied: it belongs to a user namespace that is not below ours.
+    """
+    fd = open_netns(ref)
+    try:
+        return fcntl.ioctl(fd, _NS_GET_USERNS)
+    except OSError as exc:
+        raise from_oserror(exc, f"open the owner of network namespace {ref}") from exc
+    finally:
+        os.close(fd)
 
 
 def identity(ref: NetnsRef | None = None) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import struct
 from host.errors import from_errno
 
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_CHILD_CLEARTID = 0x00200000
 CLONE_CHILD_SETTID = 0x01000000
 CLONE_INTO_CGROUP = 0x200000000
@@ -22,6 +23,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -47,6 +49,7 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x00100000
 FSOPEN_CLOEXEC = 0x1
 FSMOUNT_CLOEXEC = 0x1
 FSCONFIG_SET_FLAG = 0
@@ -66,12 +69,14 @@ PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_TID_ADDRESS = 40
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECBIT_NO_SETUID_FIXUP = 0x4
 SECCOMP_MODE_FILTER = 2
 
 _SIGCHLD = 17
@@ -220,7 +225,7 @@ def fork(*, flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
     For a process with one thread; at-fork hooks of Python run as with os.fork.
 
     Args:
-        flags: CLONE_NEW* namespaces that the child is born in.
+        flags: CLONE_NEW* namespaces that the child is born in; CLONE_PARENT makes it this process's sibling.
         cgroup: descriptor of a cgroup2 folder to be born in (CLONE_INTO_CGROUP), or -1.
 
     Returns:
@@ -229,7 +234,8 @@ def fork(*, flags: int = 0, cgroup: int = -1) -> tuple[int, int]:
     tid_address, pidfd = ctypes.c_uint64(0), ctypes.c_int(-1)
     # Where the C library keeps its thread id: the kernel writes the child's own there, as with its fork.
     _prctl(PR_GET_TID_ADDRESS, ctypes.addressof(tid_address), 0, 0, 0)
-    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD)
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
+    args.exit_signal = 0 if flags & CLONE_PARENT else _SIGCHLD  # a sibling has ours
     if tid_address.value:
         args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
         args.child_tid = tid_address.value
@@ -337,10 +343,19 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
 
 
 def mount_setattr(
-    mount_fd: int, *, set: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
+    mount_fd: int,
+    *,
+    set: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    recursive: bool = False,
+    userns: int = 0,
 ) -> None:
-    """mount_setattr(2) on an open mount: MOUNT_ATTR_* and MS_PRIVATE, MS_SLAVE or MS_SHARED."""
-    attr = _MountAttr(set, clear, propagation, 0)
+    """mount_setattr(2) on an open mount: MOUNT_ATTR_* and MS_PRIVATE, MS_SLAVE or MS_SHARED.
+
+    `userns`: with MOUNT_ATTR_IDMAP the user namespace whose maps a detached mount takes, for ever.
+    """
+    attr = _MountAttr(set, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _check(
         _call("mount_setattr", mount_fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), "mount_setattr"

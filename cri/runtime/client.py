@@ -93,7 +93,7 @@ class Runtime:
             tasks_files=tuple(self._cgroups.tasks_files(cgroup)) if cgroup else (),
         )
         undo = {"netns_path": message["netns_path"], "cgroup": cgroup, "share_pid": spec.share_pid}
-        undo["host_ipc"] = spec.host_ipc
+        undo |= {"host_ipc": spec.host_ipc, "userns": message["userns"]}
         folder = self._state.make_sandbox(spec.id, undo)
         try:
             if cgroup:

@@ -18,7 +18,7 @@ import struct
 import termios
 import time
 
-from cri.runtime import init, namespaces, record, sockets, wire
+from cri.runtime import crossing, init, namespaces, record, sockets, userns, wire
 from cri.runtime.streams import PIPE, LogFile, Output, enlarge
 from host import syscalls
 from host.errors import HostError, from_errno
@@ -72,11 +72,12 @@ class Container:
             "dropped": self._log.dropped,
         }
 
-    def create(self, answer: Answer, pid_namespace: int | None) -> None:
+    def create(self, answer: Answer, pid_namespace: int | None, owner: int) -> None:
         """Fork the init; the answer comes when its root is ready.
 
         Args:
             pid_namespace: as for `namespaces.fork_into`.
+            owner: the pod's user namespace, or -1.
 
         Raises:
             HostError: nothing was started.
@@ -84,17 +85,22 @@ class Container:
         self._log.open()
         stdio, ours = self._make_stdio()
         control, theirs = sockets.pair(sockets.PACKETS)
+        idmaps: list[int] = []
         try:
-            pid, pidfd = namespaces.fork_into(pid_namespace, self.spec["birthplace"])
+            idmaps = userns.open_all(self.spec["idmaps"], owner)
+            if owner >= 0:
+                pid, pidfd = crossing.fork(self.spec, pid_namespace, theirs.fileno(), stdio, idmaps)
+            else:
+                pid, pidfd = namespaces.fork_into(pid_namespace, self.spec["birthplace"])
             if pid == 0:
-                init.run_container(self.spec["process"], theirs.fileno(), stdio)
+                init.run_container(self.spec["process"], theirs.fileno(), stdio, idmaps)
         except OSError:
             for fd in ours.values():
                 os.close(fd)
             control.close()
             raise
         finally:
-            for fd in set(stdio):
+            for fd in {*stdio, *idmaps}:
                 os.close(fd)
             theirs.close()
         self.pid, self.pidfd = pid, pidfd
@@ -123,6 +129,7 @@ class Container:
         for name in ("stdout", "stderr"):
             os.set_blocking(ours[name], False)
             enlarge(ours[name], PIPE)
+        userns.give((*ours.values(),), self.spec["userns"])
         if stdin != null:
             os.close(null)
         return (stdin, stdout, stderr), ours

@@ -12,7 +12,7 @@ import _signal as signal
 import errno
 import os
 
-from cri.runtime import init, namespaces, sockets, wire
+from cri.runtime import init, namespaces, sockets, userns, wire
 from cri.runtime.streams import PIPE, enlarge
 from host.errors import from_errno
 
@@ -90,6 +90,7 @@ class Execution:
             chosen[number] = theirs
             self._names.append(name)
             self._fds.append(ours)
+        userns.give((*self._fds,), self.container.spec["userns"])
         if null not in chosen:
             os.close(null)
         return chosen[0], chosen[1], chosen[2]

@@ -18,12 +18,13 @@ import stat
 import sys
 import termios
 
-from cri.runtime import identity, namespaces, rooted, rootfs, sockets, wire
+from cri.runtime import identity, namespaces, rooted, rootfs, sockets, userns, wire
 from host import syscalls
 from host.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from cri.runtime.sockets import Socket
@@ -60,22 +61,16 @@ class Step:
     name = "namespaces"
 
 
-def run_container(process: bytes, control: int, stdio: tuple[int, int, int]) -> NoReturn:
+def run_container(process: bytes, control: int, stdio: tuple[int, int, int], idmaps: list[int]) -> NoReturn:
     """Become the container's first process; called in the forked child.
 
     Args:
         process: the "process" of what `messages.container` writes.
         control: SOCK_SEQPACKET socket to the supervisor.
         stdio: descriptors for 0, 1 and 2; replaced by the terminal's with tty.
+        idmaps: user namespaces of its ID-mapped mounts.
     """
-    step = Step()
-    try:
-        control = leave_supervisor(stdio, (control,))
-        _container(wire.decode(process), sockets.adopt(control), step)
-    except BaseException as exc:
-        os.write(control, report(exc, step))
-    finally:
-        os._exit(FAILED)
+    run_child(stdio, (control, *idmaps), lambda step, fds: _container(wire.decode(process), fds, step))
 
 
 def run_exec(
@@ -89,10 +84,25 @@ def run_exec(
         process: as for `run_container`, of the same container.
         changes: what is different from it.
     """
+    run_child(
+        stdio,
+        (control, pidfd),
+        lambda step, fds: _exec({**wire.decode(process), **changes}, sockets.adopt(fds[0]), step),
+    )
+
+
+def run_child(
+    stdio: tuple[int, int, int], keep: tuple[int, ...], body: Callable[[Step, tuple[int, ...]], None]
+) -> NoReturn:
+    """Drop everything of the supervisor but these descriptors and do `body`, which gets the kept ones anew.
+
+    An error is told on the first of `keep`, the socket to the supervisor.
+    """
     step = Step()
+    control = keep[0]
     try:
-        control = leave_supervisor(stdio, (control, pidfd))
-        _exec({**wire.decode(process), **changes}, sockets.adopt(control), step)
+        control = leave_supervisor(stdio, keep)
+        body(step, tuple(range(control, control + len(keep))))
     except BaseException as exc:
         os.write(control, report(exc, step))
     finally:
@@ -132,39 +142,69 @@ def leave_supervisor(stdio: tuple[int, int, int], keep: tuple[int, ...]) -> int:
     return CONTROL
 
 
-def _container(spec: dict[str, Any], channel: Socket, step: Step) -> None:
+def _container(spec: dict[str, Any], fds: tuple[int, ...], step: Step) -> None:
+    settle(spec, step)
+    root, pts, who = build_root(spec, fds[1:], step)
+    step.name = "terminal"
+    masters: tuple[int, ...] = (open_terminal(pts, root),) if spec["tty"] else ()
+    step.name = "rootfs"
+    rootfs.enter(root)
+    finish(spec, sockets.adopt(fds[0]), who, masters, step)
+
+
+def settle(spec: dict[str, Any], step: Step) -> None:
+    """What only the host's root may do for a process: its v1 cgroups, out-of-memory score and labels."""
     step.name = "cgroup"
     namespaces.join(spec["tasks_files"])
     step.name = "oom_score_adj"
     set_oom_score(spec["oom_score_adj"])
     step.name = "security label"
     set_labels(spec["labels"])
-    plan = spec["rootfs"]
+
+
+def build_root(spec: dict[str, Any], idmaps: tuple[int, ...], step: Step) -> tuple[int, int, dict[str, Any]]:
+    """Mount everything, in a mount namespace of our own; the host's root is still "/" afterwards.
+
+    Args:
+        idmaps: user namespaces that the plan refers to, the pod's own first where it has one.
+
+    Returns:
+        descriptors of the root and of its devpts; who the process is to be.
+    """
+    plan, owner = spec["rootfs"], spec["userns"]
     step.name = "mount"
-    sources = rootfs.Sources(plan)
+    sources = rootfs.Sources(plan, idmaps)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     step.name = "rootfs"
-    root = rootfs.open_root(plan)
+    root = rootfs.open_root(plan, owner, idmaps[0] if owner else -1)
+    if owner:
+        userns.act_as(owner["root"])
     step.name = "mount"
     pts = rootfs.build(root, plan, sources)
     step.name = "user"
     who = identity.resolve(spec["user"], rooted.read(root, b"/etc/passwd"), rooted.read(root, b"/etc/group"))
     step.name = "cwd"
     make_cwd(root, spec["cwd"])
-    step.name = "terminal"
-    masters: tuple[int, ...] = (_open_terminal(pts, root),) if spec["tty"] else ()
-    step.name = "rootfs"
-    rootfs.enter(root)
+    return root, pts, who
+
+
+def finish(
+    spec: dict[str, Any], channel: Socket, who: dict[str, Any], masters: tuple[int, ...], step: Step
+) -> None:
+    """In the container's root: say that it is ready, await the start message, become its program."""
     masters = _keep_only(masters)
     step.name = "cgroup"
-    if not plan["writable_sys"]:  # who may change the node's cgroups must know them by the node's names
+    if (
+        spec["userns"] or not spec["rootfs"]["writable_sys"]
+    ):  # who may change the node's cgroups must know them by the node's names
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     wire.send_packet(channel, who, masters)
     for fd in masters:
         os.close(fd)
-    # Takes time that the answer to CreateContainer need not wait for; nothing of the image runs before.
-    step.name = "rootfs"
-    rootfs.leave_host()
+    if not spec["userns"]:
+        # Takes time that the answer to CreateContainer need not wait for; nothing of the image runs before.
+        step.name = "rootfs"
+        rootfs.leave_host()
     if not channel.recv(_MAX_MESSAGE):
         os._exit(FAILED)
     _become(spec, who, step)
@@ -172,19 +212,20 @@ def _container(spec: dict[str, Any], channel: Socket, step: Step) -> None:
 
 def _exec(spec: dict[str, Any], channel: Socket, step: Step) -> None:
     pidfd = CONTROL + 1
-    step.name = "cgroup"
-    namespaces.join(spec["tasks_files"])
-    set_oom_score(spec["oom_score_adj"])
-    step.name = "security label"
-    set_labels(spec["labels"])
+    settle(spec, step)
     step.name = "namespaces"
-    syscalls.setns(pidfd, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP)
+    flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
+    if spec["userns"]:
+        set_rlimits(spec["rlimits"])
+        syscalls.setns(pidfd, flags | syscalls.CLONE_NEWUSER)
+        userns.become_root()
+    else:
+        syscalls.setns(pidfd, flags)
     os.close(pidfd)
     if spec["tty"]:
         step.name = "terminal"
         root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        pts = rooted.find(root, b"dev/pts", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
-        wire.send_packet(channel, {}, (_open_terminal(pts, -1),))
+        wire.send_packet(channel, {}, (open_terminal(find_terminals(root), -1),))
         syscalls.close_range(CONTROL + 1)
     _become(spec, spec["who"], step)
 
@@ -234,7 +275,12 @@ def _keep_only(fds: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(range(CONTROL + 1, CONTROL + 1 + len(fds)))
 
 
-def _open_terminal(pts: int, root: int) -> int:
+def find_terminals(root: int) -> int:
+    """The devpts of a container whose root this is."""
+    return rooted.find(root, b"dev/pts", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
+
+
+def open_terminal(pts: int, root: int) -> int:
     """A new terminal as 0, 1, 2 and controlling terminal.
 
     The other end is found through the master (TIOCGPTPEER), never by a path in the image (CVE-2025-52565).
@@ -264,7 +310,7 @@ def _become(spec: dict[str, Any], who: dict[str, Any], step: Step) -> None:
     argv = spec["argv"]
     env = _environment(spec["env"], who["home"])
     step.name = "rlimits"
-    _set_rlimits(spec["rlimits"])
+    set_rlimits(spec["rlimits"])
     step.name = "user"
     for number in range(3):
         _own_stdio(number, who["uid"])
@@ -286,7 +332,7 @@ def _environment(pairs: list[list[bytes]], home: bytes) -> dict[bytes, bytes]:
     return env
 
 
-def _set_rlimits(limits: list[list[int]]) -> None:
+def set_rlimits(limits: list[list[int]]) -> None:
     """Raising a hard limit needs CAP_SYS_RESOURCE: without it the present one is kept."""
     for which, soft, hard in limits:
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cri.runtime import wire
+from cri.runtime import idmaps, wire
 from cri.runtime.security import capability_mask
 from cri.runtime.spec import (
     ContainerExit,
@@ -67,6 +67,8 @@ class Places:
     devices: tuple[DeviceNode, ...] = field(default=())
     held_capabilities: int = -1
     """What this process may hand on; a mask."""
+    userns: dict[str, Any] | None = None
+    """The pod's user namespace, as `idmaps.pod` writes it."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -106,6 +108,7 @@ def sandbox(
         "birthplace": path(birthplace),
         "tasks_files": [path(file) for file in tasks_files],
         "shm_size": spec.shm_size,
+        "userns": idmaps.pod(spec),
         "sysctls": _sysctls(spec),
     }
 
@@ -145,10 +148,14 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
         if share_pid and not spec.own_pid
         else "container"
     )
+    if places.userns and spec.host_pid:
+        raise InputError("container is to be in the node's PID namespace: not in a pod with a user namespace")
     return {
         "id": spec.id,
         "process": wire.encode(_process(spec, places)),
         "oci": None,
+        "userns": places.userns,
+        "idmaps": idmaps.wanted(spec.mounts, places.userns),
         "pid_mode": mode,
         "target": spec.target_container,
         "birthplace": path(places.birthplace),
@@ -165,13 +172,16 @@ def container(spec: ContainerSpec, places: Places, *, share_pid: bool = False) -
 def _process(spec: ContainerSpec, places: Places) -> dict[str, Any]:
     """What only the container's own processes read, after their fork: bytes to the supervisor, which would
     hold a hundred small objects of it for nothing."""
-    kept = capability_mask(spec.capabilities) & places.held_capabilities
+    # A user namespace gives every capability, whichever this process has, and none outside of it.
+    held = -1 if places.userns else places.held_capabilities
+    kept = capability_mask(spec.capabilities) & held
     return {
         "argv": [_text("argument", word) for word in spec.argv],
         "env": [[_text("env name", name), _text(f"env {name}", value)] for name, value in spec.env],
         "cwd": _text("working directory", spec.cwd or "/"),
         "user": user(spec.user),
         "rootfs": rootfs(spec, places),
+        "userns": places.userns,
         "privileges": {
             "capabilities": kept,
             "ambient": capability_mask(spec.ambient_capabilities) & kept,
@@ -214,13 +224,19 @@ def rootfs(spec: ContainerSpec, places: Places) -> dict[str, Any]:
     if not spec.lower_dirs:
         raise InputError("container has no root: lower_dirs is empty")
     mounts = sorted(spec.mounts, key=lambda mount: mount.target.rstrip("/").count("/"))
+    maps = idmaps.wanted(spec.mounts, places.userns)
+    for mount in mounts:
+        if places.userns and mount.propagation == "shared":
+            words = "bidirectional propagation does not pass out of the pod's user namespace"
+            raise InputError(f"mount {mount.target}: {words}")
     return {
         "lower": [path(folder) for folder in spec.lower_dirs],
         "upper": path(spec.upper_dir),
         "work": path(spec.work_dir),
         "mountpoint": path(places.mountpoint),
         "readonly_rootfs": spec.readonly_rootfs,
-        "mounts": [_mount(mount) for mount in mounts],
+        "mounts": [_mount(mount, idmaps.number(mount, maps)) for mount in mounts],
+        "tty_group": idmaps.terminal_group(places.userns),
         "tmpfs": [_tmpfs(mount) for mount in spec.tmpfs],
         "devices": [_device(node) for node in places.devices],
         "masked": [_text("masked path", name) for name in spec.masked_paths],
@@ -233,7 +249,7 @@ def rootfs(spec: ContainerSpec, places: Places) -> dict[str, Any]:
     }
 
 
-def _mount(mount: Mount) -> dict[str, Any]:
+def _mount(mount: Mount, idmap: int) -> dict[str, Any]:
     return {
         "source": path(mount.source),
         "target": _target(mount.target),
@@ -243,6 +259,7 @@ def _mount(mount: Mount) -> dict[str, Any]:
         "nosuid": mount.nosuid,
         "nodev": mount.nodev,
         "noexec": mount.noexec,
+        "idmap": idmap,
     }
 
 

@@ -14,33 +14,44 @@ import fcntl
 import os
 import struct
 
+from cri.runtime import sockets, userns, wire
 from host import syscalls
 from host.errors import HostError, from_errno, from_oserror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
+
+    from cri.runtime.sockets import Socket
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _IFREQ = struct.Struct("16sH22x")
 
 
-def enter(spec: dict[str, Any], folder: bytes, *, has_network: bool = False) -> None:
-    """Make this process's namespaces the pod's.
+def enter(spec: dict[str, Any], folder: bytes, *, has_network: bool = False) -> int:
+    """Make this process's namespaces the pod's; a user namespace of the pod owns them but is not entered.
 
     Args:
         spec: what `messages.sandbox` writes.
         folder: the sandbox's state folder; shared memory is mounted in its `shm`.
-        has_network: the network namespace of this process is the pod's already.
+        has_network: the network namespace of this process is the pod's already, unless the pod has a user
+            namespace.
+
+    Returns:
+        a descriptor of the pod's user namespace, or -1 where that is the host's.
 
     Raises:
         HostError: what was made on the host (the bind of the network namespace, shared memory) may be there;
             the client removes both.
     """
-    flags = 0 if spec["host_network"] or has_network else syscalls.CLONE_NEWNET
+    flags = 0 if spec["host_network"] or (has_network and not spec["userns"]) else syscalls.CLONE_NEWNET
     flags |= 0 if spec["host_uts"] else syscalls.CLONE_NEWUTS
     flags |= 0 if spec["host_ipc"] else syscalls.CLONE_NEWIPC
-    if flags:
+    owner = -1
+    if spec["userns"]:
+        owner = userns.make(spec["userns"], flags)
+    elif flags:
         syscalls.unshare(flags)
     if not spec["host_network"]:
         _loopback_up()
@@ -49,9 +60,14 @@ def enter(spec: dict[str, Any], folder: bytes, *, has_network: bool = False) -> 
     if not spec["host_uts"] and spec["hostname"]:
         syscalls.sethostname(spec["hostname"])
     if not spec["host_ipc"]:
-        _mount_shm(folder + b"/shm", spec["shm_size"])
+        _mount_shm(folder + b"/shm", spec["shm_size"], spec["userns"])
+    if spec["userns"] and spec["sysctls"]:
+        userns.act_as(spec["userns"]["root"])  # those of IPC are writable for their own root only
     for name, value in spec["sysctls"].items():
         write_sysctl(name, value)
+    if spec["userns"] and spec["sysctls"]:
+        userns.act_as([0, 0])
+    return owner
 
 
 def bind_netns(path: bytes) -> None:
@@ -79,10 +95,11 @@ def _loopback_up() -> None:
         sock.close()
 
 
-def _mount_shm(path: bytes, size: int) -> None:
+def _mount_shm(path: bytes, size: int, owner: dict[str, Any] | None) -> None:
     os.mkdir(path, 0o700)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount(b"shm", path, b"tmpfs", flags, b"mode=1777,size=%d" % size)
+    uid, gid = owner["root"] if owner else (0, 0)
+    syscalls.mount(b"shm", path, b"tmpfs", flags, b"mode=1777,size=%d,uid=%d,gid=%d" % (size, uid, gid))
 
 
 def write_sysctl(name: str, value: bytes) -> None:
@@ -111,11 +128,12 @@ def write_sysctl(name: str, value: bytes) -> None:
         os.close(fd)
 
 
-def start_reaper(spec: dict[str, Any]) -> int:
+def start_reaper(spec: dict[str, Any], owner: int) -> int:
     """Make a PID namespace and fork its process 1, which holds it open and reaps orphans.
 
     Args:
         spec: what `messages.sandbox` writes.
+        owner: the pod's user namespace, or -1.
 
     Returns:
         its pidfd; children of this process that are to live there are forked after `setns`.
@@ -125,10 +143,14 @@ def start_reaper(spec: dict[str, Any]) -> int:
     """
     ready, told = os.pipe2(os.O_CLOEXEC)
     try:
-        pid, pidfd = fork_into(-1, spec["birthplace"])
+        if owner < 0:
+            pid, pidfd = fork_into(-1, spec["birthplace"])
+        else:
+            pid, pidfd = fork_as_root_of(owner, -1, spec["birthplace"], lambda: join(spec["tasks_files"]))
         if pid == 0:
             try:
-                join(spec["tasks_files"])
+                if owner < 0:
+                    join(spec["tasks_files"])
                 os.write(told, b".")
                 _reap_for_ever()
             finally:
@@ -173,6 +195,58 @@ def fork_into(pid_namespace: int | None, birthplace: bytes) -> tuple[int, int]:
             if cgroup >= 0:
                 os.close(cgroup)
     return pid, pidfd
+
+
+def fork_as_root_of(
+    owner: int, pid_namespace: int, birthplace: bytes, before: Callable[[], None]
+) -> tuple[int, int]:
+    """The same, with the child as root of a user namespace, which then owns a new PID namespace.
+
+    A PID namespace belongs to the user namespace of its maker. So one child goes into the user namespace and
+    from there has the one that counts, which is our child all the same (CLONE_PARENT).
+
+    Args:
+        owner: the user namespace.
+        pid_namespace: a pidfd, or -1 for a new one.
+        before: what the first child is to do while it is still the host's root: cgroups, limits.
+    """
+    ours, theirs = sockets.pair(sockets.PACKETS)
+    try:
+        between, pidfd = fork_into(None, birthplace)
+        if between == 0:
+            ours.close()
+            _have_child(owner, pid_namespace, before, theirs)
+            return 0, -1
+        theirs.close()
+        os.close(pidfd)
+        found, fds = wire.receive_packet(ours)
+        os.waitpid(between, 0)
+    finally:
+        theirs.close()
+        ours.close()
+    if not fds:
+        code, words = found or (errno.EIO, "it ended")
+        raise from_errno(code, "enter the pod's user namespace", words)
+    return found, fds[0]
+
+
+def _have_child(owner: int, pid_namespace: int, before: Callable[[], None], parent: Socket) -> None:
+    """Returns in the second child only; the first one ends here when it has told how it went."""
+    pid = -1
+    try:
+        before()
+        if pid_namespace >= 0:
+            syscalls.setns(pid_namespace, syscalls.CLONE_NEWPID)
+        userns.enter(owner)
+        kind = syscalls.CLONE_NEWPID if pid_namespace < 0 else 0
+        pid, pidfd = syscalls.fork(flags=kind | syscalls.CLONE_PARENT)
+        if pid:
+            wire.send_packet(parent, pid, (pidfd,))
+    except OSError as exc:
+        wire.send_packet(parent, [exc.errno or errno.EIO, str(exc)])
+    finally:
+        if pid:
+            os._exit(0)
 
 
 def return_to_own_pid_namespace() -> None:

@@ -46,7 +46,7 @@ def plan(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int
     """
     cgroups.check(spec.resources)
     sandbox = state.read(state.sandbox(spec.sandbox_id), "sandbox")
-    places = _places(spec, state, cgroups, host_ipc=sandbox.get("host_ipc", False), held=held)
+    places = _places(spec, state, cgroups, sandbox, held=held)
     resources = replace(spec.resources, devices=device_rules(spec, places.devices))
     message = messages.container(spec, places, share_pid=sandbox.get("share_pid", False))
     if spec.oci_runtime:
@@ -81,14 +81,17 @@ def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
 
 
 def _places(
-    spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, host_ipc: bool, held: int
+    spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, sandbox: dict[str, Any], *, held: int
 ) -> messages.Places:
+    host_ipc, userns = sandbox.get("host_ipc", False), sandbox.get("userns")
     shm = Path("/dev/shm") if host_ipc else state.sandbox(spec.sandbox_id) / "shm"  # noqa: S108 - the node's own
     folder = state.container(spec.sandbox_id, spec.id)
     path = spec.cgroup_path
     names = [tree.name for tree in cgroups.trees]
     folders = cgroups.folders(path) if path else []
-    if cgroups.mode == "v2" and spec.writable_sys:  # privileged: the whole hierarchy, as with containerd
+    if (
+        cgroups.mode == "v2" and spec.writable_sys and not userns
+    ):  # privileged: the whole hierarchy, as with containerd
         folders = list(cgroups.trees)
     return messages.Places(
         mountpoint=folder / "rootfs",
@@ -102,6 +105,7 @@ def _places(
         cgroup_v2=cgroups.mode == "v2",
         devices=device_nodes(spec),
         held_capabilities=held,
+        userns=userns,
     )
 
 

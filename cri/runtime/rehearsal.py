@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from cri.runtime.sockets import Socket
 
-_SANDBOX = {
+_SANDBOX: dict[str, Any] = {
     "host_network": True,
     "host_uts": True,
     "host_ipc": True,
     "share_pid": False,
+    "userns": None,
     "sysctls": {},
 }
 """Of what `messages.sandbox` writes: a pod without a namespace of its own, which this process can be."""

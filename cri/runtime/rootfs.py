@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from cri.runtime import rooted
+from cri.runtime import rooted, userns
 from host import syscalls
 from host.errors import HostError, from_errno, from_oserror
 
@@ -41,10 +41,13 @@ _LINKS = (
 
 
 class Sources:
-    """Detached copies of everything a container takes from the host; made in the host's mount namespace."""
+    """Detached copies of everything a container takes from the host; made in the host's mount namespace.
 
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self.binds = [_bind_source(mount) for mount in plan["mounts"]]
+    `idmaps`: the user namespaces whose maps the plan refers to by number.
+    """
+
+    def __init__(self, plan: dict[str, Any], idmaps: tuple[int, ...] = ()) -> None:
+        self.binds = [_bind_source(mount, idmaps) for mount in plan["mounts"]]
         self.cgroups = [(name, _clone(path, recursive=False)) for name, path in plan["cgroup_dirs"]]
         self.shm = _clone(plan["shm"], recursive=False) if plan["shm"] else -1
 
@@ -54,8 +57,11 @@ def _clone(path: bytes, *, recursive: bool) -> int:
     return syscalls.open_tree(syscalls.AT_FDCWD, path, flags)
 
 
-def _bind_source(mount: dict[str, Any]) -> int:
+def _bind_source(mount: dict[str, Any], idmaps: tuple[int, ...]) -> int:
     fd = _clone(mount["source"], recursive=True)
+    if mount["idmap"] >= 0:
+        what = f"{_text(mount['source'])} at {_text(mount['target'])}"
+        userns.map_mount(fd, idmaps[mount["idmap"]], what)
     flags = sum(
         bit for name, bit in (("nosuid", NOSUID), ("nodev", NODEV), ("noexec", NOEXEC)) if mount[name]
     )
@@ -70,13 +76,19 @@ def _bind_source(mount: dict[str, Any]) -> int:
     return fd
 
 
-def open_root(plan: dict[str, Any]) -> int:
+def open_root(plan: dict[str, Any], owner: dict[str, Any] | None = None, idmap: int = -1) -> int:
     """Mount the root of the container on its mount point, in a mount namespace of its own.
+
+    Args:
+        owner: the pod's user namespace as in the message, where it has one, and
+        idmap: a descriptor of that.
 
     Returns:
         a descriptor of the root.
     """
     syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
+    if owner:
+        _map_layers(plan, idmap, owner["root"])
     if plan["upper"]:
         root = _overlay(plan["lower"], plan["upper"], plan["work"], _context(plan))
     elif len(plan["lower"]) == 1:
@@ -88,6 +100,27 @@ def open_root(plan: dict[str, Any]) -> int:
     syscalls.move_mount(root, point)
     os.close(point)
     return root
+
+
+def _map_layers(plan: dict[str, Any], idmap: int, root: list[int]) -> None:
+    """Mount an ID-mapped copy of each layer over itself: overlayfs takes what is mounted there (Linux 5.19).
+
+    The writable layer stays as it is. What a container makes has the pod's ids on disk, as with containerd,
+    so that a set-user-ID file of its root is nobody's on the node.
+
+    Args:
+        idmap: the pod's user namespace.
+        root: the host's ids of its root, who gets the writable layer.
+    """
+    if plan["upper"]:
+        os.chown(plan["upper"], *root)
+    for folder in plan["lower"]:
+        copy = _clone(folder, recursive=False)
+        userns.map_mount(copy, idmap, _text(folder))
+        place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        syscalls.move_mount(copy, place)
+        os.close(place)
+        os.close(copy)
 
 
 def _context(plan: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
@@ -188,7 +221,8 @@ def _dev(root: int, plan: dict[str, Any], sources: Sources) -> tuple[int, int]:
     _real_folder_mount(root, b"dev", dev)
     for device in plan["devices"]:
         _device(root, dev, device)
-    options = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), (b"gid", b"5"))
+    group = (b"gid", b"%d" % plan["tty_group"])
+    options = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"), group)
     pts = syscalls.new_mount(b"devpts", (*options, *context), attributes=NOSUID | NOEXEC)
     _onto(dev, b"pts", pts)
     if sources.shm >= 0:

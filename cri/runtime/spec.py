@@ -18,6 +18,25 @@ ContainerState = Literal["created", "running", "exited"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdRange:
+    """Consecutive user or group ids that are the same ones under other numbers."""
+
+    inside: int
+    """First id as the container sees it, or as it stands on disk for an ID-mapped mount."""
+    outside: int
+    """First id as the host sees it."""
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdMaps:
+    """Maps of a user namespace or of an ID-mapped mount."""
+
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SandboxSpec:
     """A pod's shared surroundings: its namespaces, host name, shared memory and sysctls."""
 
@@ -39,6 +58,9 @@ class SandboxSpec:
     """Cgroup of the reaping init (only used with `share_pid`), relative to every hierarchy."""
     shm_size: int = 64 << 20
     """Size of the pod's /dev/shm."""
+    user_namespace: IdMaps | None = None
+    """Maps of the user namespace that owns the pod's namespaces and that its containers run in (KEP-127);
+    not with a namespace of the node. None: the node's."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """Namespaced sysctls by dotted name; others are refused with InputError."""
 
@@ -57,6 +79,9 @@ class Mount:
     nosuid: bool = False
     nodev: bool = False
     noexec: bool = False
+    idmaps: IdMaps | None = None
+    """Show the files with these maps' ids: who is 0 on disk is `outside` to the host, and so 0 in a container
+    whose user namespace has the same maps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class Supervisor:
         self._stopping: list[Answer] = []
         self._is_stopping = False
         self._created_at = time.time_ns()
-        self._reaper_pidfd = -1
+        self._reaper_pidfd = self._userns = -1
         self._requests: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "snapshot": self._snapshot,
             "create": self._create,
@@ -79,9 +79,9 @@ class Supervisor:
         listener = sockets.listen(SOCKET, self._folder)
         connection = self._connect(first)
         try:
-            namespaces.enter(self._spec, self._folder, has_network=self._has_network)
+            self._userns = namespaces.enter(self._spec, self._folder, has_network=self._has_network)
             if self._spec["share_pid"]:
-                self._reaper_pidfd = namespaces.start_reaper(self._spec)
+                self._reaper_pidfd = namespaces.start_reaper(self._spec, self._userns)
             facts = {"pid": os.getpid(), "start_time": record.start_time(os.getpid())}
             record.write(self._folder, "supervisor", {**facts, "created_at": self._created_at})
         except OSError as exc:
@@ -137,9 +137,11 @@ class Supervisor:
             raise from_errno(errno.ESHUTDOWN, "sandbox is stopping")
         if spec["id"] in self._containers:
             raise from_errno(errno.EEXIST, f"container {spec['id']}")
+        if spec["userns"] != self._spec["userns"]:
+            raise from_errno(errno.EINVAL, "container is not for this pod's user namespace")
         folder = self._folder + b"/containers/" + spec["id"].encode()
         container = self._oci_container(folder, spec) if spec["oci"] else Container(self._loop, folder, spec)
-        container.create(answer, self._pid_namespace(spec))
+        container.create(answer, self._pid_namespace(spec), self._userns)
         self._containers[container.id] = container
         if container.pid:
             self._by_pid[container.pid] = container

@@ -29,6 +29,7 @@ from cri.server.container_seccomp import seccomp_filter
 from cri.server.core import Core
 from cri.server.errors import AlreadyExists, FailedPrecondition
 from cri.server.signals import stop_signal
+from cri.server.user_namespaces import check_container, user_namespace
 from cri.state.records import ContainerRecord, ContainerState, SandboxState
 from cri.state.store import Container, Sandbox
 from host.errors import HostError, InputError
@@ -52,6 +53,8 @@ async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb
     """
     sandbox = core.store.sandbox(request.pod_sandbox_id)
     check_config(request.config, sandbox.config)
+    security = sandbox.config.linux.security_context
+    check_container(request.config.linux.security_context.namespace_options, security.namespace_options)
     meta = request.config.metadata
     key = ("container", sandbox.id, meta.name, meta.attempt)
     container_id = await core.joined.run(key, lambda: _create(core, sandbox, request.config))
@@ -189,6 +192,7 @@ def _place(
         hostname=sandbox.config.hostname or os.uname().nodename,
         volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
         oci_runtime=handler.command if handler else (),
+        user_namespace=user_namespace(sandbox.config.linux.security_context.namespace_options),
         images=tuple(data for mount in config.mounts if mount.image.image),  # until they are mounted
     )
 
@@ -244,11 +248,12 @@ async def _fill(core: Core, place: Place, config: pb.ContainerConfig, volumes: S
         await asyncio.to_thread(copy_volumes, place.lower, place.volumes)
     if not volumes:
         return place
-    paths = [mount.image_sub_path for mount in config.mounts if mount.image.image]
-    mounted = [
-        await asyncio.to_thread(mount_image, data, index, core.images.layers(image.id), path)
-        for index, (image, path) in enumerate(zip(volumes, paths, strict=True))
-    ]
+    mounts = [mount for mount in config.mounts if mount.image.image]
+    mounted = []
+    for index, (image, mount) in enumerate(zip(volumes, mounts, strict=True)):
+        layers, path = core.images.layers(image.id), mount.image_sub_path
+        owner = core.store.sandbox(place.sandbox_id).record.netns if mount.uidMappings else None
+        mounted.append(await asyncio.to_thread(mount_image, data, index, layers, path, owner))
     return replace(place, images=tuple(mounted))
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cri.runtime import rooted
-from host import syscalls
+from cri.runtime import rooted, userns
+from host import netns, syscalls
 from host.errors import HostError, InputError, NotFound
+from host.netns import NetnsRef
 
 _PREFIX = "image-"
 _ATTRIBUTES = (
@@ -40,7 +41,9 @@ def detached_image(layers: Sequence[Path], spare: Path) -> int:
     return syscalls.new_mount(b"overlay", options, attributes=_ATTRIBUTES)
 
 
-def mount_image(data: Path, index: int, layers: Sequence[Path], sub_path: str) -> Path:
+def mount_image(
+    data: Path, index: int, layers: Sequence[Path], sub_path: str, owner: NetnsRef | None = None
+) -> Path:
     """Mount an image below a container's folder.
 
     Args:
@@ -48,6 +51,7 @@ def mount_image(data: Path, index: int, layers: Sequence[Path], sub_path: str) -
         index: which of its image volumes this is.
         layers: the image's layers, top first.
         sub_path: a folder or file inside the image, or empty for all of it.
+        owner: the network namespace of a pod with a user namespace, which the files are to belong to.
 
     Returns:
         the path to bind into the container.
@@ -59,7 +63,10 @@ def mount_image(data: Path, index: int, layers: Sequence[Path], sub_path: str) -
     point, spare = data / f"{_PREFIX}{index}", data / "empty"
     point.mkdir(mode=0o700)
     spare.mkdir(mode=0o755, exist_ok=True)
-    view = detached_image(layers, spare)
+    with ExitStack() as stack:
+        if owner is not None:
+            layers = stack.enter_context(_mapped(data, index, layers, owner))
+        view = detached_image(layers, spare)
     try:
         target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -69,6 +76,44 @@ def mount_image(data: Path, index: int, layers: Sequence[Path], sub_path: str) -
         return _inside(view, point, sub_path) if sub_path else point
     finally:
         os.close(view)
+
+
+@contextmanager
+def _mapped(data: Path, index: int, layers: Sequence[Path], owner: NetnsRef) -> Iterator[Sequence[Path]]:
+    """ID-mapped copies of the layers, mounted as long as it takes to merge them: overlayfs keeps its own.
+
+    The merged files cannot be mapped afterwards, overlayfs has no ID-mapped mounts itself.
+    """
+    points = [data / f"{_PREFIX}{index}-{number}" for number in range(len(layers))]
+    idmap = netns.owner(owner)
+    try:
+        for layer, point in zip(layers, points, strict=True):
+            point.mkdir(mode=0o700)
+            _attach(_mapped_copy(layer, idmap), point)
+        yield points
+    finally:
+        os.close(idmap)
+        unmount(points)
+
+
+def _mapped_copy(layer: Path, idmap: int) -> int:
+    copy = syscalls.open_tree(syscalls.AT_FDCWD, str(layer), syscalls.OPEN_TREE_CLONE)
+    try:
+        userns.map_mount(copy, idmap, str(layer))
+    except HostError:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _attach(mount: int, point: Path) -> None:
+    """Mount and let go of a detached mount."""
+    target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        syscalls.move_mount(mount, target)
+    finally:
+        os.close(target)
+        os.close(mount)
 
 
 def _inside(view: int, point: Path, sub_path: str) -> Path:
@@ -88,9 +133,13 @@ def _inside(view: int, point: Path, sub_path: str) -> Path:
 
 def unmount_images(data: Path) -> None:
     """Take a container's image volumes down; what is not mounted is fine."""
-    if not data.is_dir():
-        return
-    for point in data.glob(f"{_PREFIX}*"):
+    if data.is_dir():
+        unmount(data.glob(f"{_PREFIX}*"))
+
+
+def unmount(points: Iterable[Path]) -> None:
+    """Take down what is mounted at each of these paths, if anything."""
+    for point in points:
         with suppress(NotFound):
             try:
                 syscalls.umount(str(point), syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from cri.images.model import ImageConfig
 from cri.runtime.security import CAPABILITIES, capabilities
-from cri.runtime.spec import ContainerSpec, Device, Mount, Propagation, User
+from cri.runtime.spec import ContainerSpec, Device, IdMaps, Mount, Propagation, User
 from cri.server.container_lsm import Labels
 from cri.server.errors import unimplemented
+from cri.server.user_namespaces import mount_maps
 from host.cgroups import Resources
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
@@ -48,6 +49,8 @@ class Place:
     """Anonymous volumes: (folder on the host, path in the container)."""
     oci_runtime: tuple[str, ...] = ()
     """Command of the external runtime that the pod asked for; empty: our own."""
+    user_namespace: IdMaps | None = None
+    """The pod's."""
     images: tuple[Path, ...] = ()
     """Where each image volume of the configuration is mounted on the host, in its order."""
 
@@ -68,8 +71,6 @@ def check_config(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
     if config.CDI_devices:
         raise unimplemented("CDI devices")
     for mount in config.mounts:
-        if mount.uidMappings or mount.gidMappings:
-            raise unimplemented(f"ID-mapped mount at {mount.container_path}")
         _check_recursive_readonly(mount)
     security = config.linux.security_context
     if security.privileged and not pod.linux.security_context.privileged:
@@ -190,12 +191,16 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
         (place.hostname_file, "/etc/hostname"),
         (place.hosts_file, "/etc/hosts"),
     )
-    mounts = [Mount(source=source, target=target, readonly=readonly) for source, target in small]
-    mounts += [Mount(source=source, target=target) for source, target in place.volumes]
+    own = place.user_namespace  # what we make belongs to 0 on disk and is to be root's inside
+    mounts = [Mount(source=source, target=target, readonly=readonly, idmaps=own) for source, target in small]
+    mounts += [Mount(source=source, target=target, idmaps=own) for source, target in place.volumes]
     mounts = [item for item in mounts if item.target not in taken]
     images = iter(place.images)
     for item, target in wanted:
-        if item.image.image:
+        maps = mount_maps(item, own)
+        if maps and place.oci_runtime:
+            raise unimplemented(f"ID-mapped mount at {target} with an external runtime")
+        if item.image.image:  # mapped when its layers were put together
             mounts.append(Mount(source=next(images), target=target, readonly=True, noexec=True))
             continue
         if not item.host_path.startswith("/"):
@@ -207,6 +212,7 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
                 readonly=item.readonly,
                 recursive_readonly=item.recursive_read_only,
                 propagation=_propagation(item),
+                idmaps=maps,
             )
         )
     return tuple(sorted(mounts, key=lambda item: item.target.count("/")))

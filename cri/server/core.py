@@ -88,6 +88,8 @@ class Core:
     """Base address of streams, for instance http://127.0.0.1:34567."""
     handlers: Mapping[str, Handler] = field(default_factory=dict)
     """External runtimes by the name a pod may ask for; our own has the empty name."""
+    userns_missing: str = ""
+    """What the kernel lacks for pods with user namespaces; empty: nothing."""
     events: EventBroker = field(default_factory=EventBroker)
     joined: Joined = field(default_factory=Joined)
     rates: Rates = field(default_factory=Rates)

@@ -49,7 +49,7 @@ async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse
 
 def _handlers(core: Core) -> list[pb.RuntimeHandler]:
     """Our own runtime, which is the default, and every external one with what it says it can do."""
-    ours = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+    ours = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True, user_namespaces=not core.userns_missing)
     found = [pb.RuntimeHandler(name="", features=ours)]
     for name, handler in sorted(core.handlers.items()):
         features = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.recursive_readonly)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cri.network import PodNetwork
 from cri.runtime.spec import SandboxSpec
-from cri.server.errors import unimplemented
+from cri.server.user_namespaces import pod_user_namespace
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -55,12 +55,9 @@ def sandbox_spec(
         node_name: host name of the node, for pods on its network.
 
     Raises:
-        InputError: a host name or namespace mode that makes no sense.
-        Unsupported: user namespaces.
+        InputError: a host name, namespace mode or ID map that makes no sense.
     """
     options = config.linux.security_context.namespace_options
-    if options.HasField("userns_options") and options.userns_options.mode == pb.POD:
-        raise unimplemented("user namespaces (namespace_options.userns_options.mode POD)")
     if options.network not in (pb.POD, pb.NODE):
         raise InputError("namespace_options.network of a pod sandbox must be POD or NODE")
     on_host = options.network == pb.NODE
@@ -79,6 +76,7 @@ def sandbox_spec(
         share_pid=options.pid == pb.POD,
         netns_path=None if on_host else netns_dir / f"cni-{sandbox_id}",
         cgroup_path=f"/{parent}/{PAUSE_CGROUP}-{sandbox_id[:12]}",
+        user_namespace=pod_user_namespace(options),
         sysctls=_sysctls(config),
     )
 

@@ -7,6 +7,7 @@ network configuration in force, so that `undo_sandbox` can take everything back 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -18,11 +19,11 @@ from cri.network import NetworkError
 from cri.runtime.oci.handlers import find
 from cri.server.container_events import tell
 from cri.server.core import Core
-from cri.server.errors import AlreadyExists
+from cri.server.errors import AlreadyExists, unimplemented
 from cri.server.sandbox_plan import check_metadata, pod_network, sandbox_key, sandbox_spec, small_files
 from cri.state.records import SandboxRecord, SandboxState
 from cri.state.store import Sandbox
-from host.errors import HostError
+from host.errors import HostError, from_errno
 from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, ha
     spec = sandbox_spec(
         config, sandbox_id=sandbox_id, netns_dir=core.settings.netns_dir, node_name=os.uname().nodename
     )
+    if spec.user_namespace is not None:
+        _check_user_namespaces(core, handler)
     files = small_files(
         config,
         hostname=spec.hostname,
@@ -94,6 +97,14 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, ha
     tell(core, pb.CONTAINER_CREATED_EVENT, sandbox_id, sandbox_id)
     tell(core, pb.CONTAINER_STARTED_EVENT, sandbox_id, sandbox_id)
     return sandbox_id
+
+
+def _check_user_namespaces(core: Core, handler: str) -> None:
+    """A pod with a user namespace is for a kernel that has what it needs, and for our own runtime."""
+    if handler:
+        raise unimplemented(f"user namespace of a pod with runtime handler {handler!r}")
+    if core.userns_missing:
+        raise from_errno(errno.EOPNOTSUPP, "user namespace of a pod", core.userns_missing)
 
 
 async def _give_up(core: Core, sandbox: Sandbox, cause: BaseException) -> None:

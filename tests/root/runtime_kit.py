@@ -21,7 +21,8 @@ from host.cgroups import Cgroups, Resources
 BUSYBOX = Path("/bin/busybox")
 APPLETS = (  # noqa: SIM905 - a table to read
     "sh ash ls cat id echo sleep mount ps env touch hostname ip kill mkdir mknod stat true false dd head yes "
-    "tty stty unshare chroot readlink sync seq grep test setsid nc dmesg ulimit printf wc"
+    "tty stty unshare chroot readlink sync seq grep test setsid nc dmesg ulimit printf wc chmod chown "
+    "umount su"
 ).split()
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n1234567:x:0:0::/:/bin/sh\n"
 GROUP = "root:x:0:\nbob:x:1000:\nextra:x:2000:bob,eve\n"

@@ -63,8 +63,8 @@ class OciContainer(Container):
         self._early_end: int | None = None
         """Wait status of a first process that ended before `start` did."""
 
-    def create(self, answer: Answer, pid_namespace: int | None) -> None:
-        """Open the log and make the pipes.
+    def create(self, answer: Answer, pid_namespace: int | None, owner: int) -> None:
+        """Open the log and make the pipes. A user namespace (`owner`) is not for external runtimes.
 
         Raises:
             HostError: the log cannot be opened.
