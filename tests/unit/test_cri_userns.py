@@ -157,6 +157,7 @@ class TestMounts:
         assert {item.target: item.idmaps for item in found} == {
             "/etc/resolv.conf": maps(),
             "/etc/hostname": maps(),
+            "/etc/hosts": maps(),
             "/own": maps(),
             "/data": maps(9),
             "/image": None,  # overlayfs has no ID-mapped mounts: its layers were mapped
