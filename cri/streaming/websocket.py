@@ -17,6 +17,8 @@ MESSAGE_LIMIT = 1 << 20
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _CONTROL_LIMIT = 125
+_UNMASK_PIECE = 16 << 10
+"""A multiple of four that stays in the processor's cache."""
 
 
 class WebSocketError(Exception):
@@ -117,7 +119,8 @@ class Decoder:
         end = start + 4 + length
         if len(buffer) < end:
             return None
-        payload = _unmask(bytes(buffer[start + 4 : end]), bytes(buffer[start : start + 4]))
+        with memoryview(buffer) as view:
+            payload = _unmask(view[start + 4 : end], bytes(view[start : start + 4]))
         del buffer[:end]
         return opcode, bool(first & 0x80), payload
 
@@ -141,13 +144,21 @@ class Decoder:
         return Message(bytes(message)) if final else None
 
 
-def _unmask(payload: bytes, mask: bytes) -> bytes:
-    if not payload:
-        return payload
-    repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
+def _unmask(payload: memoryview, mask: bytes) -> bytes:
+    """Combine every byte with one of the mask's four; the view is released."""
+    with payload:
+        size = len(payload)
+        if size <= _UNMASK_PIECE:
+            return _xor(payload, mask)
+        return b"".join(_xor(payload[at : at + _UNMASK_PIECE], mask) for at in range(0, size, _UNMASK_PIECE))
+
+
+def _xor(payload: memoryview, mask: bytes) -> bytes:
+    size = len(payload)
     # One XOR of two big integers is about a hundred times faster than a loop over bytes.
-    value = int.from_bytes(payload, "little") ^ int.from_bytes(repeated, "little")
-    return value.to_bytes(len(payload), "little")
+    value = int.from_bytes(payload, "little") ^ int.from_bytes((mask * (size // 4 + 1))[:size], "little")
+    payload.release()
+    return value.to_bytes(size, "little")
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:
