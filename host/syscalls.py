@@ -14,6 +14,10 @@ import struct
 
 from host.errors import from_errno
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 CLONE_PIDFD = 0x00001000
 CLONE_PARENT = 0x00008000
 CLONE_CHILD_CLEARTID = 0x00200000
@@ -82,6 +86,10 @@ SECCOMP_MODE_FILTER = 2
 _SIGCHLD = 17
 _CAP_HEADER = struct.pack("=2I", 0x20080522, 0)
 _CAP_DATA = struct.Struct("=6I")
+_OPEN_HOW = struct.Struct("=3Q")
+"""struct open_how of linux/openat2.h: flags, mode, resolve."""
+_MOUNT_ATTR = struct.Struct("=4Q")
+"""struct mount_attr of linux/mount.h: set, clear, propagation, user namespace."""
 
 _X86 = {"pivot_root": 155}
 _ARM = {"pivot_root": 41}
@@ -123,6 +131,22 @@ _capset = _libc.capset
 _capset.argtypes = (_chars, _chars)
 _sethostname = _libc.sethostname
 _sethostname.argtypes = (_chars, ctypes.c_size_t)
+
+
+def _raw(*kinds: Any) -> Any:
+    """syscall(2) for arguments of these types, which C code then converts: a third of what `call` takes."""
+    function = _libc["syscall"]
+    function.restype, function.argtypes = _long, (_long, *kinds)
+    return function
+
+
+_openat2 = _raw(_int, _chars, _chars, _ulong)
+_open_tree = _raw(_int, _chars, _int)
+_move_mount = _raw(_int, _chars, _int, _chars, _int)
+_mount_setattr = _raw(_int, _chars, _int, _chars, _ulong)
+_fsopen = _raw(_chars, _int)
+_fsconfig = _raw(_int, _int, _chars, _chars, _int)
+_fsmount = _raw(_int, _int, _int)
 _clone3 = ctypes.PyDLL(None, use_errno=True).syscall  # the interpreter's lock is kept, as os.fork keeps it
 _clone3.restype = ctypes.c_long
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -150,23 +174,6 @@ class _CloneArgs(ctypes.Structure):
             "set_tid_size",
             "cgroup",
         )
-    )
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how of linux/openat2.h."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-class _MountAttr(ctypes.Structure):
-    """struct mount_attr of linux/mount.h."""
-
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
     )
 
 
@@ -325,21 +332,21 @@ def openat2(dirfd: int, path: str | bytes, *, flags: int, mode: int = 0, resolve
         dirfd: with RESOLVE_IN_ROOT the folder that counts as "/", also for links met on the way.
         resolve: RESOLVE_* flags.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return _check(
-        _call("openat2", dirfd, _path(path), ctypes.byref(how), ctypes.sizeof(how)), f"open {_text(path)}"
-    )
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
+    done = _openat2(_NUMBERS["openat2"], dirfd, _path(path), how, _OPEN_HOW.size)
+    return _check(done, f"open {_text(path)}")
 
 
 def open_tree(dirfd: int, path: str | bytes, flags: int) -> int:
     """open_tree(2): with OPEN_TREE_CLONE a detached copy of the mount at that path."""
-    return _check(_call("open_tree", dirfd, _path(path), flags | OPEN_TREE_CLOEXEC), f"open {_text(path)}")
+    done = _open_tree(_NUMBERS["open_tree"], dirfd, _path(path), flags | OPEN_TREE_CLOEXEC)
+    return _check(done, f"open {_text(path)}")
 
 
 def move_mount(mount_fd: int, target_fd: int) -> None:
     """move_mount(2) of a detached mount onto an open (O_PATH) file or folder."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    _check(_call("move_mount", mount_fd, b"", target_fd, b"", flags), "move_mount")
+    _check(_move_mount(_NUMBERS["move_mount"], mount_fd, b"", target_fd, b"", flags), "move_mount")
 
 
 def mount_setattr(
@@ -355,11 +362,10 @@ def mount_setattr(
 
     `userns`: with MOUNT_ATTR_IDMAP the user namespace whose maps a detached mount takes, for ever.
     """
-    attr = _MountAttr(set, clear, propagation, userns)
+    attributes = _MOUNT_ATTR.pack(set, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    _check(
-        _call("mount_setattr", mount_fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), "mount_setattr"
-    )
+    done = _mount_setattr(_NUMBERS["mount_setattr"], mount_fd, b"", flags, attributes, _MOUNT_ATTR.size)
+    _check(done, "mount_setattr")
 
 
 def new_mount(
@@ -375,14 +381,15 @@ def new_mount(
         the mount's descriptor.
     """
     what = f"mount {_text(fstype)}"
-    fs = _check(_call("fsopen", fstype, FSOPEN_CLOEXEC), what)
+    fs = _check(_fsopen(_NUMBERS["fsopen"], fstype, FSOPEN_CLOEXEC), what)
+    configure = _NUMBERS["fsconfig"]
     try:
         for key, value in ((b"source", source or fstype), *options):
             command = FSCONFIG_SET_STRING if value else FSCONFIG_SET_FLAG
-            done = _call("fsconfig", fs, command, key, value or _long(0), 0)
+            done = _fsconfig(configure, fs, command, key, value or None, 0)
             _check(done, f"{what} option {_text(key)}={_text(value)}")
-        _check(_call("fsconfig", fs, FSCONFIG_CMD_CREATE, 0, 0, 0), what)
-        return _check(_call("fsmount", fs, FSMOUNT_CLOEXEC, attributes), what)
+        _check(_fsconfig(configure, fs, FSCONFIG_CMD_CREATE, None, None, 0), what)
+        return _check(_fsmount(_NUMBERS["fsmount"], fs, FSMOUNT_CLOEXEC, attributes), what)
     finally:
         os.close(fs)
 
