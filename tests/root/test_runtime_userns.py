@@ -16,6 +16,7 @@ from userns_kit import ALL, ROOT, in_userns, maps, owner_of, refused, userns_of
 
 from cri.runtime import seccomp
 from cri.runtime.errors import StartFailed
+from cri.runtime.process import collect
 from cri.runtime.security import CAPABILITIES, DEFAULT_CAPABILITIES
 from cri.runtime.spec import ExecSpec, Mount, Rlimit
 from host.errors import HostError
@@ -209,10 +210,8 @@ class TestProcesses:
         process = await pod.runtime.exec(
             "pod", spec.id, ExecSpec(argv=("sh", "-c", "tty; stat -c %u:%g $(tty)"), tty=True)
         )
-        assert await process.wait() == 0
-        assert process.stdout is not None
-        assert os.read(process.stdout, 1000) == b"/dev/pts/0\r\n1000:5\r\n"
-        process.close()
+        result = await collect(process, 1000)
+        assert (result.code, result.stdout) == (0, b"/dev/pts/0\r\n1000:5\r\n")
 
     async def test_output_can_be_opened_again(self, pod: Lab) -> None:
         lines = await pod.sh("echo a > /dev/stdout; echo b > /proc/self/fd/2", user=user(uid=1000))
