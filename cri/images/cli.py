@@ -54,14 +54,14 @@ def _parser() -> Parser:
 
     listing = verb("ls", "list images", _ls)
     listing.add_argument("--pulls", action="store_true", help="the pulls under way instead")
-    verb("pull", "pull an image", _pull).add_argument("image")
-    verb("rm", "remove images", _rm).add_argument("image", nargs="+")
+    verb("pull", "pull an image", _pull).add_argument("image", help="name[:tag][@digest]")
+    verb("rm", "remove images", _rm).add_argument("image", nargs="+", help="name or ID")
     verb("prune", "remove images that no container uses", _prune)
     load = verb("import", "bring in a docker or OCI archive", _import)
     load.add_argument("file", type=Path, help="the archive; - for standard input")
     load.add_argument("--name", default="", help="name for an image that has none in the archive")
     save = verb("export", "write an image as an archive", _export)
-    save.add_argument("image")
+    save.add_argument("image", help="name or ID")
     save.add_argument("file", type=Path, help="must not exist yet")
     return parser
 
@@ -173,6 +173,8 @@ def _export(arguments: argparse.Namespace) -> None:
     async def work() -> None:
         from cri.images.archive import export_archive
 
+        if not (arguments.root / "images").is_dir():
+            raise InputError(f"no image store below {arguments.root}: set --root to the daemon's")
         async with _opened(arguments.root) as store:
             image = store.get(arguments.image)
             if image is None:

@@ -99,10 +99,10 @@ def parse_hosts(text: str, *, domain: str, default: Endpoint, base: Path, what: 
 
 def _find(domain: str, config_dir: Path) -> Path | None:
     host, colon, port = domain.rpartition(":")
-    names = [domain]
+    names = [domain, "_default"]
     if colon and port.isdigit():
-        names.append(f"{host}_{port}_")
-    for name in (*names, "_default"):
+        names.insert(0, f"{host}_{port}_")  # the order of containerd
+    for name in names:
         file = config_dir / name / "hosts.toml"
         if file.is_file():
             return file

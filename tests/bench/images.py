@@ -103,17 +103,23 @@ def _described(store: RegistryStore, data: bytes, media_type: str) -> dict[str, 
     return {"mediaType": media_type, "digest": store.put_blob(data), "size": len(data)}
 
 
-def measure(sides: Sequence[Runtime], images: Sequence[str]) -> list[list[float]]:
-    """Seconds of the pull of each image, for each runtime."""
-    seconds: list[list[float]] = [[] for _ in sides]
+def measure(sides: Sequence[Runtime], images: Sequence[str]) -> list[list[tuple[float, float]]]:
+    """Seconds and seconds of CPU of the pull of each image, for each runtime."""
+    costs: list[list[tuple[float, float]]] = [[] for _ in sides]
     for image in images:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=image))
-        for side, kept in zip(sides, seconds, strict=True):
+        for side, kept in zip(sides, costs, strict=True):
             os.sync()  # what the other one wrote is not to be paid for here
-            began = time.perf_counter()
+            began, used = time.perf_counter(), _cpu(side.process.pid)
             side.images.PullImage(request, timeout=_PULL_SECONDS)
-            kept.append(time.perf_counter() - began)
-    return seconds
+            kept.append((time.perf_counter() - began, _cpu(side.process.pid) - used))
+    return costs
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU of a process and of its children that have ended (proc_pid_stat(5), fields 14 to 17)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
@@ -128,10 +134,11 @@ def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
             for compression in _COMPRESSIONS:
                 what = f"{shape}, {compression}"
                 say(f"{what}: {ROUNDS} pulls on each runtime, in turns")
-                times = measure(sides, _publish_rounds(store, corpus, files, compression))
-                ours, *stock = (percentile(kept, 0.5) for kept in times)
-                title = f"pull and unpack 300 MB, {what}"
-                figures.append(Figure(what=title, ours=ours, stock=stock[0] if stock else None, unit="s"))
+                costs = measure(sides, _publish_rounds(store, corpus, files, compression))
+                for at, unit in enumerate(("", ", CPU")):
+                    ours, *stock = (percentile([cost[at] for cost in kept], 0.5) for kept in costs)
+                    title = f"pull and unpack 300 MB, {what}{unit}"
+                    figures.append(Figure(what=title, ours=ours, stock=stock[0] if stock else None, unit="s"))
     return figures
 
 

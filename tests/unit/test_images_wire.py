@@ -395,3 +395,46 @@ async def test_another_port_of_the_same_host_gets_no_credentials(store, fake, bu
     fake.hooks[digest] = elsewhere
     await store.pull(REF, Credentials(registry_token="t0ken"))
     assert ["Authorization" in item.headers for item in fake.requests if item.host != HOST] == [False]
+
+
+async def test_a_download_that_stalls_is_begun_again_where_it_stalled(tmp_path, fake, built):
+    layer = built.layers[0]
+    ranges, over = [], asyncio.Event()
+
+    async def hook(request):
+        ranges.append(request.headers.get("Range", ""))
+        if len(ranges) > 1:
+            return None
+        response = web.StreamResponse()
+        response.content_length = len(layer)
+        await response.prepare(request)
+        await response.write(layer[:30])
+        await over.wait()
+        return response
+
+    fake.hooks[f"/blobs/{digest_of(layer)}"] = hook
+    async with (
+        serving(fake, tmp_path) as session,
+        opened_store(tmp_path, session, progress_timeout=0.2) as store,
+    ):
+        try:
+            assert (await store.pull(REF)).id == built.id
+        finally:
+            over.set()
+    assert ranges == ["", "bytes=30-"]
+
+
+async def test_a_server_that_cannot_resume_is_asked_for_everything(store, fake, built):
+    layer = built.layers[0]
+    cut = cut_at(fake, layer, 40)
+    usual = fake.hooks[f"/blobs/{digest_of(layer)}"]
+
+    async def hook(request):
+        if request.headers.get("Range"):
+            cut.append(request.headers["Range"])
+            return web.Response(status=416)
+        return await usual(request)
+
+    fake.hooks[f"/blobs/{digest_of(layer)}"] = hook
+    assert (await store.pull(REF)).id == built.id
+    assert cut == ["", "bytes=40-", ""]
