@@ -210,7 +210,7 @@ class TestProcesses:
         process = await pod.runtime.exec(
             "pod", spec.id, ExecSpec(argv=("sh", "-c", "tty; stat -c %u:%g $(tty)"), tty=True)
         )
-        result = await collect(process, 1000)
+        result = await collect(process, limit=1000, timeout=10)
         assert (result.code, result.stdout) == (0, b"/dev/pts/0\r\n1000:5\r\n")
 
     async def test_output_can_be_opened_again(self, pod: Lab) -> None:
