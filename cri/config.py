@@ -19,7 +19,7 @@ from host.errors import InputError
 RUNTIME_NAME = "nodelet-cri"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_CONFIG_BYTES = 1 << 20
-_REPEATED = {"runtime_handlers": "runtime_handler"}
+_REPEATED = {"runtime_handlers": "runtime_handler", "cdi_spec_dirs": "cdi_spec_dir"}
 """Settings whose flag, given once for each, is in the singular."""
 
 
@@ -41,6 +41,10 @@ class Settings:
     )
     seccomp_root: Annotated[Path, "folder that Localhost seccomp profiles must be in"] = Path(
         "/var/lib/kubelet/seccomp"
+    )
+    cdi_spec_dirs: Annotated[tuple[str, ...], "folder of CDI specifications; a later one wins"] = (
+        "/etc/cdi",
+        "/var/run/cdi",
     )
     runtime_handlers: Annotated[
         tuple[str, ...], "NAME=PATH[,--OPTION…] of an OCI runtime that a RuntimeClass may choose"
@@ -182,6 +186,9 @@ def _check(settings: Settings) -> None:
     if settings.log_level not in LOG_LEVELS:
         raise InputError(f"--log-level {settings.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
     host_port(settings.stream_address)
+    for folder in settings.cdi_spec_dirs:
+        if not folder.startswith("/"):
+            raise InputError(f"--cdi-spec-dir {folder!r} must be an absolute path")
     if settings.runtime_handlers:
         from cri.runtime.oci.handlers import parse_all
 

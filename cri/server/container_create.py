@@ -19,6 +19,7 @@ from cri.images.model import Image
 from cri.runtime.oci.handlers import find
 from cri.runtime.spec import ContainerSpec, Device
 from cri.server import container_prepare
+from cri.server.cdi import container_edits
 from cri.server.container_events import tell
 from cri.server.container_image_volumes import mount_image, unmount_images
 from cri.server.container_layers import copy_volumes, delete_folder, make_folders
@@ -190,6 +191,9 @@ def _place(
         hostname_file=small / "hostname",
         hosts_file=small / "hosts",
         hostname=sandbox.config.hostname or os.uname().nodename,
+        edits=container_edits(
+            [device.name for device in config.CDI_devices], map(Path, core.settings.cdi_spec_dirs)
+        ),
         volumes=tuple((data / f"volume-{index}", target) for index, target in enumerate(targets)),
         oci_runtime=handler.command if handler else (),
         user_namespace=user_namespace(sandbox.config.linux.security_context.namespace_options),

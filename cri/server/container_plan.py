@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cri.images.model import ImageConfig
 from cri.runtime.security import CAPABILITIES, capabilities
 from cri.runtime.spec import ContainerSpec, Device, IdMaps, Mount, Propagation, User
+from cri.server.cdi import ContainerEdits
 from cri.server.container_lsm import Labels
 from cri.server.errors import unimplemented
 from cri.server.user_namespaces import mount_maps
@@ -51,6 +52,8 @@ class Place:
     """Command of the external runtime that the pod asked for; empty: our own."""
     user_namespace: IdMaps | None = None
     """The pod's."""
+    edits: ContainerEdits = field(default_factory=ContainerEdits)
+    """What its CDI devices add."""
     images: tuple[Path, ...] = ()
     """Where each image volume of the configuration is mounted on the host, in its order."""
 
@@ -68,8 +71,6 @@ def check_config(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
         raise InputError("config.metadata.name is empty: a container needs a name")
     if not config.image.image:
         raise InputError("config.image.image is empty: a container needs an image")
-    if config.CDI_devices:
-        raise unimplemented("CDI devices")
     for mount in config.mounts:
         _check_recursive_readonly(mount)
     security = config.linux.security_context
@@ -215,6 +216,7 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
                 idmaps=maps,
             )
         )
+    mounts += place.edits.mounts
     return tuple(sorted(mounts, key=lambda item: item.target.count("/")))
 
 
@@ -264,20 +266,21 @@ def container_spec(
     security = config.linux.security_context
     options = security.namespace_options
     privileged = security.privileged
+    edits, who = place.edits, user_of(config, image)
     ambient = security.capabilities.add_ambient_capabilities
     return ContainerSpec(
         id=place.container_id,
         sandbox_id=place.sandbox_id,
         argv=argv_of(config, image),
-        env=env_of(config, image, hostname=place.hostname),
+        env=tuple({**dict(env_of(config, image, hostname=place.hostname)), **dict(edits.env)}.items()),
         cwd=config.working_dir or image.working_dir or "/",
-        user=user_of(config, image),
+        user=replace(who, supplementary=(*who.supplementary, *edits.groups)),
         lower_dirs=place.lower,
         upper_dir=place.upper,
         work_dir=place.work,
         readonly_rootfs=security.readonly_rootfs,
         mounts=mounts_of(config, place),
-        devices=tuple(devices),
+        devices=(*devices, *edits.devices),
         all_devices=privileged,
         masked_paths=() if privileged else tuple(security.masked_paths),
         readonly_paths=() if privileged else tuple(security.readonly_paths),

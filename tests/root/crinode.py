@@ -118,6 +118,7 @@ class CriNode:
             f"--netns-dir={folder / 'netns'}",
             f"--registry-config-dir={folder / 'registries'}",
             f"--seccomp-root={folder / 'seccomp'}",
+            f"--cdi-spec-dir={folder / 'cdi'}",
             *(f"--runtime-handler={name}={path}" for name, path in EXTERNAL.items()),
         ]
 
@@ -129,7 +130,9 @@ class CriNode:
 
     async def connect(self) -> None:
         """Wait until the daemon answers."""
-        self._channel = aio.insecure_channel(f"unix:{self.socket}")
+        # Not the connection of a channel before: its daemon may have been killed a moment ago.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = aio.insecure_channel(f"unix:{self.socket}", options=options)
         self.runtime, self.images = RuntimeServiceStub(self._channel), ImageServiceStub(self._channel)
         try:
             await self.runtime.Version(pb.VersionRequest(), wait_for_ready=True, timeout=20)

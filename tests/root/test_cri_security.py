@@ -59,9 +59,9 @@ async def test_propagation_needs_a_mount_that_propagates(
     config = node.sandbox_config()
     sandbox = await node.run_pod(config)
     mount = pb.Mount(host_path=str(link), container_path="/data", propagation=propagation)
-    created = node.create(sandbox, config, "true", mounts=[mount])
+    created = node.create(sandbox, config, "id", mounts=[mount])
     if not words:
-        assert await created
+        await node.runtime.StartContainer(pb.StartContainerRequest(container_id=await created))
         return
     with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
         await created
@@ -111,3 +111,39 @@ async def test_a_missing_capability_of_the_daemon_is_told_once(node: CriNode) ->
     await node.restart()
     starts = node.log().count(" serves unix://")
     assert node.log().count("no CAP_SYS_RESOURCE") == (starts if lacks else 0)
+
+
+async def test_a_device_of_a_vendor_brings_what_its_file_says(node: CriNode) -> None:
+    (node.folder / "cdi").mkdir(exist_ok=True)
+    (node.folder / "cdi/file").write_text("of the vendor")
+    text = """
+        cdiVersion: 0.6.0
+        kind: vendor.test/thing
+        devices:
+        - name: one
+          containerEdits:
+            env: [THING=one]
+            deviceNodes: [{path: /dev/thing, hostPath: /dev/zero, permissions: r}]
+            mounts: [{hostPath: FOLDER/file, containerPath: /etc/thing, options: [ro, bind]}]
+            additionalGids: [4444]
+        - name: two
+          containerEdits: {hooks: [{hookName: createContainer, path: /bin/true}]}"""
+    (node.folder / "cdi/thing.yaml").write_text(text.replace("FOLDER", str(node.folder / "cdi")))
+    config = node.sandbox_config()
+    sandbox = await node.run_pod(config)
+    script = "echo $THING; cat /etc/thing; echo; head -c 3 /dev/thing; echo; id -G; (echo > /etc/thing) 2>&1"
+    more = {"CDI_devices": [pb.CDIDevice(name="vendor.test/thing=one")]}
+    container = await node.create(sandbox, config, "sh", "-c", script, **more)
+    await node.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+    await node.wait_exit(container)
+    lines = node.container_log(config)
+    assert lines[:4] == ["one", "of the vendor", "\0\0\0", "0 4444"]
+    assert lines[4].endswith("Read-only file system")
+    for name, code, words in (
+        ("two", grpc.StatusCode.UNIMPLEMENTED, "hooks"),
+        ("three", grpc.StatusCode.INVALID_ARGUMENT, "not known"),
+    ):
+        more = {"CDI_devices": [pb.CDIDevice(name=f"vendor.test/thing={name}")], "name": name}
+        with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+            await node.create(sandbox, config, "true", **more)
+        assert caught.value.code() is code

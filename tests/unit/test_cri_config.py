@@ -28,6 +28,7 @@ def test_flags_win_over_the_file(tmp_path):
     [
         (["--rooot=/x"], "--rooot"),
         (["--root=relative"], "--root"),
+        (["--cdi-spec-dir=relative"], "--cdi-spec-dir"),
         (["--listen=tcp://1.2.3.4"], "unix:///"),
         (["--listen=unix:///" + "x" * 120], "107 bytes"),
         (["--log-level=loud"], "loud"),
@@ -50,7 +51,7 @@ def test_a_mistake_is_one_line_with_its_name(argv, words, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("rot: /x", "unknown setting 'rot'; known are cgroupRoot"),
+        ("rot: /x", "unknown setting 'rot'; known are cdiSpecDirs"),
         ("- a", "mapping"),
         ("root: 5", "root must be a string"),
         ("pinnedImages: x", "list of strings"),

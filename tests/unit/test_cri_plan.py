@@ -28,7 +28,7 @@ from cri.server.sandbox_stats import network_usage
 from cri.server.signals import signal_number, stop_signal
 from cri.state.records import ContainerRecord
 from cri.state.store import Container
-from host.errors import InputError, Unsupported
+from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
 PLACE = Place(
@@ -144,7 +144,6 @@ def test_an_update_keeps_what_it_does_not_name():
     ("fields", "error"),
     [
         ({"metadata": pb.ContainerMetadata(name="")}, InputError),
-        ({"CDI_devices": [pb.CDIDevice(name="x")]}, Unsupported),
         ({"linux": secured(run_as_group=pb.Int64Value(value=1)).linux}, InputError),
         ({"linux": secured(namespace_options=pb.NamespaceOption(pid=pb.TARGET)).linux}, InputError),
     ],
