@@ -11,6 +11,7 @@ import pytest
 import runtime_kit
 import userns_kit
 from runtime_kit import Lab, no_leaks, user
+from test_runtime_birth import wait_for_spare
 from test_runtime_recovery import eventually
 from userns_kit import ALL, ROOT, in_userns, maps, owner_of, refused, userns_of
 
@@ -55,6 +56,15 @@ class TestWho:
         supervisor = (await pod.runtime.sandbox_facts("pod")).pid
         assert userns_of(supervisor) == userns_of(os.getpid())
         assert in_userns(own) == [pid]
+
+    async def test_the_spares_network_is_not_the_pods(self, lab: Lab) -> None:
+        """A supervisor that was forked ahead has made a network namespace, which belongs to the node."""
+        wait_for_spare(lab)
+        await lab.runtime.create_sandbox(lab.sandbox(user_namespace=maps()))
+        spec = await lab.start("sleep", "1000")
+        pid = lab.runtime.container_pid("pod", spec.id)
+        assert owner_of(pid, "net") == userns_of(pid)
+        assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(lab.base / "netns/pod").st_ino
 
     async def test_containers_of_a_pod_share_it(self, pod: Lab) -> None:
         first, second = await pod.start("sleep", "1000"), await pod.start("sleep", "1000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import AsyncIterator
@@ -65,5 +66,6 @@ def in_userns(number: int) -> list[int]:
 async def refused(pod: Lab, *argv: str, **fields: object) -> str:
     """The words with which a container is refused."""
     with pytest.raises((StartFailed, HostError)) as caught:
-        await pod.runtime.create_container(pod.container(*argv, **fields))
+        async with asyncio.timeout(20):
+            await pod.runtime.create_container(pod.container(*argv, **fields))
     return str(caught.value)
