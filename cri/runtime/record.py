@@ -80,14 +80,25 @@ def start_time(pid: int) -> int:
 
     Returns 0 when there is no such process, or only its zombie.
     """
+    fields = _stat(pid)
+    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def parent(pid: int) -> int:
+    """A process's parent, also of a zombie; 0 when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[bytes]:
+    """What follows the name in /proc/<pid>/stat (proc(5)); empty when there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return []
     try:
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+        return os.read(fd, 4096).rpartition(b")")[2].split()
     except ProcessLookupError:
-        return 0
+        return []
     finally:
         os.close(fd)
-    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])

@@ -15,7 +15,6 @@ from cri.runtime.security import CAPABILITIES, capabilities
 from cri.runtime.spec import ContainerSpec, Device, IdMaps, Mount, Propagation, User
 from cri.server.cdi import ContainerEdits
 from cri.server.container_lsm import Labels
-from cri.server.errors import unimplemented
 from cri.server.user_namespaces import mount_maps
 from host.cgroups import Resources
 from host.errors import InputError
@@ -199,8 +198,6 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
     images = iter(place.images)
     for item, target in wanted:
         maps = mount_maps(item, own)
-        if maps and place.oci_runtime:
-            raise unimplemented(f"ID-mapped mount at {target} with an external runtime")
         if item.image.image:  # mapped when its layers were put together
             mounts.append(Mount(source=next(images), target=target, readonly=True, noexec=True))
             continue

@@ -230,6 +230,16 @@ async def test_volumes_propagate_as_asked(node: CriNode, handler: str, tmp_path:
                     syscalls.umount(bytes(target), syscalls.MNT_DETACH)
 
 
+async def test_a_volume_can_have_other_owners(node: CriNode, handler: str, tmp_path: Path):
+    """ID-mapped by the kubelet (uidMappings of a mount), in a pod without a user namespace."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "file").write_text("text")
+    ids = [pb.IDMapping(host_id=700, container_id=0, length=10)]
+    mount = pb.Mount(container_path="/v", host_path=str(tmp_path), uidMappings=ids, gidMappings=ids)
+    _, container, _ = await node.launch("sleep", "1000", mounts=[mount])
+    assert await sh(node, container, "busybox stat -c %u:%g /v/file") == "700:700\n"
+
+
 async def test_a_containers_terminal(node: CriNode, handler: str):
     script = "while read line; do echo got $line; busybox stty size; done"
     _, container, config = await node.launch("sh", "-c", script, stdin=True, tty=True)

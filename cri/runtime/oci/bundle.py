@@ -30,13 +30,22 @@ MOUNTS = b"mounts"
 SHM = b"shm"
 
 
+class Creation:
+    """What only `create` needs: processes to share namespaces with, and the maps of ID-mapped mounts."""
+
+    def __init__(self, pod: int, process: int, idmaps: list[int]) -> None:
+        """`pod`: whose network, IPC and UTS namespaces; `process`: whose PID namespace, 0 for none; `idmaps`:
+        descriptors of user namespaces."""
+        self.pod, self.process, self.idmaps = pod, process, idmaps
+
+
 def run(
     folder: bytes,
     process: bytes,
     control: int,
     stdio: tuple[int, int, int],
     argv: list[bytes],
-    create_in: tuple[int, int] | None,
+    creation: Creation | None,
 ) -> NoReturn:
     """Become a command of the runtime; called in the forked child.
 
@@ -46,29 +55,35 @@ def run(
         control: SOCK_SEQPACKET socket that an error before exec is told on.
         stdio: descriptors for 0, 1 and 2.
         argv: program and arguments.
-        create_in: for `create`: the processes whose namespaces to join, the pod's and that of the container's
-            PID namespace (0 for none).
+        creation: for `create`.
     """
-    step = init.Step()
-    try:
-        control = init.leave_supervisor(stdio, (control,))
-        os.chdir(folder)
-        spec = wire.decode(process)
-        init.set_oom_score(spec["oom_score_adj"])
-        if create_in is not None:
-            _prepare(spec, create_in, step)
-        elif spec["hidden"]:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
-        if spec["hidden"]:
-            step.name = "cgroup"
-            syscalls.umount(spec["hidden"], syscalls.MNT_DETACH)
-        step.name = "runtime"
-        _execute(argv)
-    except BaseException as exc:
-        os.write(control, init.report(exc, step))
-    finally:
-        os._exit(init.FAILED)
+    init.run_child(
+        stdio,
+        (control, *(creation.idmaps if creation else ())),
+        lambda step, fds: _become(folder, wire.decode(process), argv, creation, fds[1:], step),
+    )
+
+
+def _become(
+    folder: bytes,
+    spec: dict[str, Any],
+    argv: list[bytes],
+    creation: Creation | None,
+    idmaps: tuple[int, ...],
+    step: init.Step,
+) -> NoReturn:
+    os.chdir(folder)
+    init.set_oom_score(spec["oom_score_adj"])
+    if creation is not None:
+        _prepare(spec, creation, idmaps, step)
+    elif spec["hidden"]:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
+    if spec["hidden"]:
+        step.name = "cgroup"
+        syscalls.umount(spec["hidden"], syscalls.MNT_DETACH)
+    step.name = "runtime"
+    _execute(argv)
 
 
 def _execute(argv: list[bytes]) -> NoReturn:
@@ -78,10 +93,10 @@ def _execute(argv: list[bytes]) -> NoReturn:
         raise from_oserror(exc, f"execute {os.fsdecode(argv[0])}") from exc
 
 
-def _prepare(spec: dict[str, Any], create_in: tuple[int, int], step: init.Step) -> None:
+def _prepare(spec: dict[str, Any], creation: Creation, idmaps: tuple[int, ...], step: init.Step) -> None:
     plan = spec["rootfs"]
     step.name = "mount"
-    sources = rootfs.Sources(plan)
+    sources = rootfs.Sources(plan, idmaps)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     step.name = "rootfs"
     root = rootfs.open_root(plan)
@@ -92,7 +107,7 @@ def _prepare(spec: dict[str, Any], create_in: tuple[int, int], step: init.Step) 
     step.name = "cwd"
     init.make_cwd(root, spec["cwd"])
     step.name = "config"
-    _write(CONFIG, _config(spec, who, create_in))
+    _write(CONFIG, _config(spec, who, creation))
 
 
 def _hold_sources(sources: rootfs.Sources) -> None:
@@ -113,12 +128,12 @@ def _hold_sources(sources: rootfs.Sources) -> None:
         os.close(target)
 
 
-def _config(spec: dict[str, Any], who: dict[str, Any], create_in: tuple[int, int]) -> bytes:
+def _config(spec: dict[str, Any], who: dict[str, Any], creation: Creation) -> bytes:
     """The configuration with what is known only now: the user, and processes to share namespaces with."""
     before, between, after = spec["config"]
     groups = b",".join(b"%d" % group for group in who["groups"])
     user = b'{"uid":%d,"gid":%d,"additionalGids":[%s]}' % (who["uid"], who["gid"], groups)
-    namespaces = spec["namespaces"] % {b"pod": create_in[0], b"process": create_in[1]}
+    namespaces = spec["namespaces"] % {b"pod": creation.pod, b"process": creation.process}
     return before + user + between + namespaces + after
 
 

@@ -10,9 +10,10 @@ import _signal as signal
 import errno
 import os
 
-from cri.runtime import namespaces, sockets, wire
+from cri.runtime import namespaces, record, sockets, wire
 from cri.runtime.execution import signal_session
 from cri.runtime.oci import bundle
+from host.errors import from_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Commands:
         on_end: Callable[[dict[str, Any] | None], None],
         *,
         stdio: tuple[int, int, int] | None = None,
-        create_in: tuple[int, int] | None = None,
+        creation: bundle.Creation | None = None,
         after: tuple[bytes, ...] = (),
         birthplace: bytes | None = None,
     ) -> int:
@@ -59,7 +60,7 @@ class Commands:
             spec: the container, as `messages.container` writes it.
             on_end: called with None, or with errno, message and step of what went wrong.
             stdio: descriptors for 0, 1 and 2; None for the null device.
-            create_in: prepare the bundle first; see `bundle.run`.
+            creation: prepare the bundle first.
             birthplace: cgroup2 folder in place of the container's.
 
         Returns:
@@ -83,7 +84,7 @@ class Commands:
                     theirs.fileno(),
                     stdio or (null, null, null),
                     argv,
-                    create_in,
+                    creation,
                 )
         except OSError:
             control.close()
@@ -110,12 +111,18 @@ class Commands:
         return pid
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> None:
-        """Be told when a process that a command left behind has ended, or at once when it has already."""
+        """Be told when a process that a command left behind has ended, or at once when it has already.
+
+        Raises:
+            HostError: ESRCH, it is not our child, so nobody would ever tell.
+        """
         status = self._orphans.pop(pid, None)
-        if status is None:
+        if status is not None:
+            ended(status)
+        elif record.parent(pid) == os.getpid():
             self._by_pid[pid] = ended
         else:
-            ended(status)
+            raise from_errno(errno.ESRCH, f"process {pid} was not left to its supervisor")
 
     def orphan_ended(self, pid: int, status: int) -> None:
         """A child that nobody has adopted was reaped; a command under way may be about to name it."""

@@ -16,9 +16,10 @@ import errno
 import os
 import time
 
-from cri.runtime import init
+from cri.runtime import init, userns
 from cri.runtime.container import Container
 from cri.runtime.execution import signal_session
+from cri.runtime.oci.bundle import Creation
 from cri.runtime.oci.commands import read_pid
 from cri.runtime.oci.console import Console
 from cri.runtime.streams import Output
@@ -84,12 +85,18 @@ class OciContainer(Container):
         if self.spec["tty"]:
             self._console = Console(self._folder, _CONSOLE)
             words += [b"--console-socket", _CONSOLE]
-        create_in = (os.getpid(), _process_of(self._pid_namespace))
+        idmaps: list[int] = []
         try:
-            pid = self.commands.run(self.spec, words, self._created, stdio=self._stdio, create_in=create_in)
+            process = _process_of(self._pid_namespace)
+            idmaps = userns.open_all(self.spec["idmaps"], -1)
+            creation = Creation(os.getpid(), process, idmaps)
+            pid = self.commands.run(self.spec, words, self._created, stdio=self._stdio, creation=creation)
         except OSError:
             self._close_console()
             raise
+        finally:
+            for fd in idmaps:
+                os.close(fd)
         self._creation, self._starting = pid, answer
         self._close_stdio()
 
@@ -107,8 +114,9 @@ class OciContainer(Container):
 
     def _take_over(self) -> None:
         """The first process is our child from here on."""
-        self.pid = read_pid(self._folder + b"/" + _PID_FILE)
-        self.commands.adopt(self.pid, self._process_ended)
+        pid = read_pid(self._folder + b"/" + _PID_FILE)
+        self.commands.adopt(pid, self._process_ended)
+        self.pid = pid
         if self._early_end is None:
             self.pidfd = syscalls.pidfd_open(self.pid)
         if self._console is not None:

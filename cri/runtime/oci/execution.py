@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 
@@ -34,6 +35,9 @@ class OciExecution(Execution):
         """`on_done`: called when it has ended, or could not begin."""
         self._commands, self._on_done = container.commands, on_done
         self._pending_signal = 0
+        self._early_end: int | None = None
+        """Wait status of a process that ended before its beginning was told."""
+        self._has_failed = False
         self._console: Console | None = None
         self._base = b"%s/exec-%d" % (container.spec["oci"]["bundle"], self._commands.next_number())
         super().__init__(loop, container, request, answer)
@@ -61,35 +65,44 @@ class OciExecution(Execution):
             raise
 
     def _begun(self, error: dict[str, Any] | None) -> None:
-        answer, self._answer = self._answer, None
-        pid = 0
         if error is None:
             try:
                 pid = read_pid(self._base + b".pid")
+                self._commands.adopt(pid, self._process_ended)
+                self.pid = pid
                 if self._console is not None:
                     self._names.append("terminal")
                     self._fds.append(self._console.receive())
             except (OSError, ValueError) as exc:
                 error = {"errno": errno.EIO, "message": f"OCI runtime exec: {exc}", "step": "exec"}
         self._clean()
-        if error is not None and answer is not None:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        if error is not None:
+            self._has_failed = True
+            if self.pid and self._early_end is None:
+                self.kill(signal.SIGKILL)
             self._close_fds()
             self.container.remove_exec_cgroup(self._cgroup)
             answer.fail(error["errno"], error["message"], error["step"])
             self._on_done(self)
             return
-        self.pid = pid
         fds, self._fds = self._fds, []
-        if answer is not None:
-            answer.ok({"pid": pid, "streams": self._names}, tuple(fds))
-        self._commands.adopt(pid, self._process_ended)
-        if self._pending_signal:
+        answer.ok({"pid": self.pid, "streams": self._names}, tuple(fds))
+        if self._early_end is not None:
+            self._process_ended(self._early_end)
+        elif self._pending_signal:
             self.kill(self._pending_signal)
 
     def _process_ended(self, status: int) -> None:
+        if self._answer is not None:
+            self._early_end = status
+            return
         self.container.remove_exec_cgroup(self._cgroup)
-        self._tell_end(status)
-        self._on_done(self)
+        if not self._has_failed:
+            self._tell_end(status)
+            self._on_done(self)
 
     def kill(self, number: int) -> None:
         """Its session; one that has not begun is signalled as soon as it has."""

@@ -28,8 +28,6 @@ class Handler:
     """Program (an absolute path) and global options."""
     recursive_readonly: bool = False
     """It says of itself that it can make mounts read-only all the way down (KEP-3857)."""
-    user_namespaces: bool = False
-    """It says of itself that it can map a volume's owners (KEP-127)."""
 
 
 def parse(text: str) -> Handler:
@@ -89,21 +87,8 @@ def _probe(handler: Handler) -> Handler:
 
 def with_features(handler: Handler, found: Any) -> Handler:
     """The handler with what its runtime's answer says; whatever is not said is not there."""
-    linux = _mapping(_mapping(found).get("linux"))
-    idmap = _mapping(_mapping(linux.get("mountExtensions")).get("idmap"))
-    namespaces = linux.get("namespaces")
-    options = _mapping(found).get("mountOptions")
-    return replace(
-        handler,
-        recursive_readonly=isinstance(options, list) and "rro" in options,
-        user_namespaces=idmap.get("enabled") is True
-        and isinstance(namespaces, list)
-        and "user" in namespaces,
-    )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    options = found.get("mountOptions") if isinstance(found, Mapping) else None
+    return replace(handler, recursive_readonly=isinstance(options, list) and "rro" in options)
 
 
 def find(handlers: Mapping[str, Handler], name: str) -> Handler | None:
