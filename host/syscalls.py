@@ -91,8 +91,8 @@ _OPEN_HOW = struct.Struct("=3Q")
 _MOUNT_ATTR = struct.Struct("=4Q")
 """struct mount_attr of linux/mount.h: set, clear, propagation, user namespace."""
 
-_X86 = {"pivot_root": 155}
-_ARM = {"pivot_root": 41}
+_X86 = {"pivot_root": 155, "bpf": 321}
+_ARM = {"pivot_root": 41, "bpf": 280}
 _NUMBERS = {
     **(_ARM if os.uname().machine == "aarch64" else _X86),
     "pidfd_send_signal": 424,
@@ -392,6 +392,27 @@ def new_mount(
         return _check(_fsmount(_NUMBERS["fsmount"], fs, FSMOUNT_CLOEXEC, attributes), what)
     finally:
         os.close(fs)
+
+
+_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
+_BPF_PROG_TYPE_CGROUP_DEVICE, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI = 15, 6, 2
+
+
+def control_devices(cgroup: int, program: bytes) -> None:
+    """bpf(2): let an eBPF program decide about devices in an open cgroup2 folder, beside those above it.
+
+    EINVAL: the kernel has no CONFIG_CGROUP_BPF, or its verifier refuses the program.
+    """
+    code, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"Apache-2.0")
+    first = _BPF_PROG_TYPE_CGROUP_DEVICE | len(program) // 8 << 32  # union bpf_attr: prog_type, insn_cnt
+    load = (ctypes.c_uint64 * 6)(first, ctypes.addressof(code), ctypes.addressof(licence))
+    fd = _check(_call("bpf", _BPF_PROG_LOAD, ctypes.byref(load), ctypes.sizeof(load)), "load device program")
+    try:
+        attach = (ctypes.c_uint32 * 4)(cgroup, fd, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        done = _call("bpf", _BPF_PROG_ATTACH, ctypes.byref(attach), ctypes.sizeof(attach))
+        _check(done, "attach device program")
+    finally:
+        os.close(fd)
 
 
 IN_MODIFY = 0x2

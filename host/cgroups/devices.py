@@ -1,8 +1,7 @@
 """Which devices may be opened or made (Documentation/admin-guide/cgroup-v1/devices.rst).
 
-v2 has no such controller: its place is taken by an eBPF program, which is not loaded here. There the device
-nodes in a container's /dev and the missing CAP_SYS_ADMIN to mount others are what keeps devices away, and a
-container with CAP_MKNOD can make a node of its own.
+v2 has no such controller: its place is taken by an eBPF program, which `devicefilter` makes of the same
+rules.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def _line(rule: DeviceRule) -> str:
 
 
 def plan_v2(resources: Resources, read: Read) -> list[Write]:
-    """Nothing: see the module's text."""
+    """Nothing that is written to a file: see `devicefilter`."""
     return []
 
 

@@ -48,7 +48,7 @@ class Resources:
     unified: Mapping[str, str] = field(default_factory=dict)
     """v2 only: file name to content, written last, as in CRI."""
     devices: tuple[DeviceRule, ...] | None = None
-    """What may be used, everything else being denied; None: no change. Enforced on v1 only."""
+    """What may be used, everything else being denied; None: no change. v2: as the cgroup is made."""
 
 
 @dataclass(frozen=True, kw_only=True)

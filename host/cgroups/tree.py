@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from host.cgroups import cpu, cpuset, devices, hugetlb, io, memory, pids, pressure, unified
+from host.cgroups import cpu, cpuset, devicefilter, devices, hugetlb, io, memory, pids, pressure, unified
 from host.cgroups.files import Read, Write, apply, reader
 from host.cgroups.model import CgroupStats, Resources
 from host.errors import Busy, InputError, from_oserror
@@ -95,8 +95,11 @@ class Cgroups:
             self.check(resources)
         for tree, folder in zip(self.trees, self.folders(path), strict=True):
             self._make(tree, folder)
-        if resources is not None:
-            self.update(path, resources)
+        if resources is None:
+            return
+        self.update(path, resources)
+        if self.mode == "v2" and resources.devices is not None and resources.devices != devices.ALL_DEVICES:
+            devicefilter.attach(self.folders(path)[0], resources.devices)
 
     def _make(self, tree: Path, folder: Path) -> None:
         """From the top down, because v2 enables controllers and v1 fills cpusets level by level."""
