@@ -25,7 +25,6 @@ from host.errors import HostError
 
 _CLONE_NEWUSER = 0x10000000
 _NEW = syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWNS
-_EVERY_ID = "0 0 4294967295"
 # CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP
 CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 31))
 _MEMORY = 1 << 30
@@ -63,7 +62,7 @@ def run(work: Callable[[], bytes], *, root: int, rights: Mapping[int, int]) -> b
         os.close(tell_answer)
         if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
             for kind in ("uid_map", "gid_map"):
-                Path(f"/proc/{pid}/{kind}").write_text(_EVERY_ID)
+                Path(f"/proc/{pid}/{kind}").write_text(identity(Path(f"/proc/self/{kind}").read_text()))
         os.write(tell_go, b"g")
         data = _read_all(answer)
     finally:
@@ -76,6 +75,11 @@ def run(work: Callable[[], bytes], *, root: int, rights: Mapping[int, int]) -> b
     if not data:
         raise Broken(f"worker ended with {status}")
     return data
+
+
+def identity(ours: str) -> str:
+    """The map that leaves every id as it is, from /proc/self/uid_map: all ids there are, or ours if fewer."""
+    return "".join(f"{first} {first} {count}\n" for first, _, count in map(str.split, ours.splitlines()))
 
 
 def _fork() -> tuple[int, int]:

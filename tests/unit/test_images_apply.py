@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from images_kit import apply, archive, header, member, pax
 
+from cri.images import sandbox
 from cri.images.errors import CorruptContent
 from cri.images.rootdir import clean
 
@@ -255,3 +256,8 @@ def test_clean():
     assert clean(b"/a/./b//c/") == (b"a", b"b", b"c")
     assert clean(b"../../a") == (b"a",)
     assert clean(b"a/../..") == ()
+
+
+def test_the_sandbox_maps_every_id_to_itself():
+    assert sandbox.identity("         0          0 4294967295\n") == "0 0 4294967295\n"
+    assert sandbox.identity("0 100000 65536\n70000 1 2\n") == "0 0 65536\n70000 70000 2\n"
