@@ -194,9 +194,8 @@ def finish(
     """In the container's root: say that it is ready, await the start message, become its program."""
     masters = _keep_only(masters)
     step.name = "cgroup"
-    if (
-        spec["userns"] or not spec["rootfs"]["writable_sys"]
-    ):  # who may change the node's cgroups must know them by the node's names
+    # Who may change the node's cgroups (privileged) must know them by the node's names.
+    if spec["userns"] or not spec["rootfs"]["writable_sys"]:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     wire.send_packet(channel, who, masters)
     for fd in masters:

@@ -23,7 +23,8 @@
     CVE-2019-11245 root after a restart        test_cve_privileges.test_the_same_user_after_every_restart
     CVE-2022-2995 -36109 CVE-2023-25173 groups test_cve_privileges.test_groups
     CVE-2023-6476 CVE-2024-3154 annotations    test_cve_privileges.test_annotations_and_labels_change_nothing
-    CVE-2025-47291 outside of the pod's cgroup test_cve_privileges.TestPlacement
+    CVE-2025-47291 outside of the pod's cgroup test_cve_privileges.TestPlacement; with user namespaces
+                                               test_runtime_userns.*.test_cgroup_of_every_process
 
 After each of the three modules the kernel's core_pattern and the interpreter must be what they were.
 """
