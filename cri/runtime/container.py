@@ -187,6 +187,8 @@ class Container:
 
     def ended(self, status: int) -> bool:
         """The init was reaped. Writes the exit down; whether the container is still to be remembered."""
+        if self._creating is not None and self.spec["userns"]:
+            self.kill()  # the builder of its root may live, and would keep the socket open
         while self._control is not None:
             self._told(0)
         error = self._error or {}

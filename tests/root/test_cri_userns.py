@@ -179,6 +179,35 @@ async def test_containers_that_are_refused(node: CriNode):
     assert list((await node.runtime.ListContainers(pb.ListContainersRequest())).containers) == []
 
 
+async def test_one_pid_namespace_and_low_ids(node: CriNode):
+    """As critest asks: no other mode given, so the pod's processes see each other; ids of other users."""
+    low = [pb.IDMapping(container_id=0, host_id=1000, length=100000)]
+    options = userns(low)
+    options.pid = pb.POD
+    config = pod_config(node, options)
+    sandbox, first = await node.launch_with(config, "sleep", "1234", linux=linux(config))
+    second = await node.create(
+        sandbox, config, "cat", "/proc/self/uid_map", name="second", linux=linux(config)
+    )
+    await node.runtime.StartContainer(pb.StartContainerRequest(container_id=second))
+    assert (await node.wait_exit(second)).exit_code == 0
+    assert [line.split() for line in node.container_log(config, "second")] == [["0", "1000", "100000"]]
+    pid = await pid_of(node, first)
+    assert owner_of(pid, "pid") == userns_of(pid)
+    assert len(await said(node, first, "ls -d /proc/[0-9]*")) == 3  # the pod's init, sleep and this shell
+
+
+async def test_a_volume_that_cannot_be_mapped_is_named(node: CriNode):
+    config = pod_config(node)
+    sandbox = await node.run_pod(config)
+    mounts = [
+        pb.Mount(container_path="/x", host_path="/sys/kernel", uidMappings=MAPPING, gidMappings=MAPPING)
+    ]
+    container = await node.create(sandbox, config, "true", linux=linux(config), mounts=mounts)
+    with pytest.raises(grpc.aio.AioRpcError, match="ID-mapped mount of /sys/kernel at /x"):
+        await node.runtime.StartContainer(pb.StartContainerRequest(container_id=container))
+
+
 async def test_a_privileged_container_has_no_power_over_the_node(node: CriNode):
     config = pod_config(node)
     config.linux.security_context.privileged = True
