@@ -108,12 +108,13 @@ class Pull:
         top = await self._fetcher.manifest(self._ref.selector)
         documents: list[str] = []
         found = top
-        for _ in range(manifests.MAX_INDEX_DEPTH):
+        for left in reversed(range(manifests.MAX_INDEX_DEPTH)):
             parsed = self._parse(found)
             documents.append(await self._keep(found.data))
             if isinstance(parsed, Manifest):
                 break
-            found = await self._child(parsed)
+            if left:
+                found = await self._child(parsed)
         else:
             raise CorruptContent(f"{self._ref}: indexes nest deeper than {manifests.MAX_INDEX_DEPTH}")
         config = await self._config(parsed.config)
