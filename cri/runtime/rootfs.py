@@ -129,7 +129,7 @@ def _context(plan: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _overlay(lower: list[bytes], upper: bytes, work: bytes, context: tuple[tuple[bytes, bytes], ...]) -> int:
-    """By the new mount API, where layers are not limited to a page of text; else (before 6.8) by mount(2)."""
+    """By the new mount API, which takes layers one by one; else (before 6.8) by mount(2)."""
     layers = tuple((b"lowerdir+", folder) for folder in lower)
     above = ((b"upperdir", upper), (b"workdir", work)) if upper else ()
     try:
@@ -137,12 +137,23 @@ def _overlay(lower: list[bytes], upper: bytes, work: bytes, context: tuple[tuple
     except HostError as exc:
         if exc.errno != errno.EINVAL:
             raise
-    data = b"lowerdir=" + b":".join(lower)
+    fds = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in lower]
+    try:
+        return _overlay_by_mount(os.path.dirname(work or lower[0]), fds, upper, work, context)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _overlay_by_mount(
+    staging: bytes, lower: list[int], upper: bytes, work: bytes, context: tuple[tuple[bytes, bytes], ...]
+) -> int:
+    """mount(2) takes a page of text and cuts off the rest, so layers go by descriptor: some 200 fit in."""
+    data = b"lowerdir=" + b":".join(b"/proc/self/fd/%d" % fd for fd in lower)
     if upper:
         data += b",upperdir=" + upper + b",workdir=" + work
     for name, label in context:
         data += b"," + name + b'="' + label + b'"'
-    staging = os.path.dirname(work or lower[0])
     syscalls.mount(b"overlay", staging, b"overlay", 0, data)
     root = syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
     syscalls.umount(staging, syscalls.MNT_DETACH)

@@ -66,6 +66,11 @@ def sandbox_spec(
         raise InputError(
             f"config.hostname {hostname[:80]!r} must be at most 64 letters, digits, dots and dashes"
         )
+    if config.linux.cgroup_parent.endswith(".slice"):
+        raise InputError(
+            f"linux.cgroup_parent {config.linux.cgroup_parent[:80]!r} is a slice of systemd's, but the "
+            "cgroup driver here is cgroupfs (see RuntimeConfig): set the kubelet's cgroupDriver to cgroupfs"
+        )
     parent = config.linux.cgroup_parent.strip("/")
     return SandboxSpec(
         id=sandbox_id,

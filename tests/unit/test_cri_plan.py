@@ -219,6 +219,14 @@ def sandbox(**fields) -> pb.PodSandboxConfig:
     )
 
 
+@pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
+def test_a_slice_is_not_taken_for_a_path(parent):
+    made = sandbox()
+    made.linux.cgroup_parent = parent
+    with pytest.raises(InputError, match="cgroupDriver to cgroupfs"):
+        sandbox_spec(made, sandbox_id="s", netns_dir=Path("/n"), node_name="node")
+
+
 def test_a_sandbox_on_the_nodes_network():
     made = sandbox()
     options = made.linux.security_context.namespace_options
