@@ -139,16 +139,23 @@ def _overlay(lower: list[bytes], upper: bytes, work: bytes, context: tuple[tuple
             raise
     fds = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in lower]
     try:
-        return _overlay_by_mount(os.path.dirname(work or lower[0]), fds, upper, work, context)
+        return overlay_by_mount(os.path.dirname(work or lower[0]), fds, upper, work, context)
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _overlay_by_mount(
+def overlay_by_mount(
     staging: bytes, lower: list[int], upper: bytes, work: bytes, context: tuple[tuple[bytes, bytes], ...]
 ) -> int:
-    """mount(2) takes a page of text and cuts off the rest, so layers go by descriptor: some 200 fit in."""
+    """An overlay by mount(2), detached, for kernels before 6.8.
+
+    mount(2) takes a page of text and cuts off the rest, so layers go by descriptor: some 200 fit in.
+
+    Args:
+        staging: a folder to mount on for a moment.
+        lower: open folders, top first.
+    """
     data = b"lowerdir=" + b":".join(b"/proc/self/fd/%d" % fd for fd in lower)
     if upper:
         data += b",upperdir=" + upper + b",workdir=" + work

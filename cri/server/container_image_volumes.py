@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cri.runtime import rooted, userns
+from cri.runtime.rootfs import overlay_by_mount
 from host import netns, syscalls
 from host.errors import HostError, InputError, NotFound
 from host.netns import NetnsRef
@@ -38,7 +39,19 @@ def detached_image(layers: Sequence[Path], spare: Path) -> int:
     """
     folders = [*layers, spare] if len(layers) == 1 else layers
     options = tuple((b"lowerdir+", os.fsencode(folder)) for folder in folders)
-    return syscalls.new_mount(b"overlay", options, attributes=_ATTRIBUTES)
+    try:
+        return syscalls.new_mount(b"overlay", options, attributes=_ATTRIBUTES)
+    except HostError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+    with ExitStack() as stack:
+        fds = []
+        for folder in folders:
+            fds.append(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            stack.callback(os.close, fds[-1])
+        view = overlay_by_mount(os.fsencode(spare), fds, b"", b"", ())
+    syscalls.mount_setattr(view, set=_ATTRIBUTES)
+    return view
 
 
 def mount_image(
