@@ -1,4 +1,4 @@
-"""Image volumes (KEP-4639): an image's files as a read-only, non-executable mount in a container.
+"""Image volumes (KEP-4639): an image's files as a read-only mount in a container.
 
 The merged layers are mounted in the container's own folder on the host, where the mount outlives a restart of
 the daemon, and are bound into the container like any other host folder.
@@ -19,12 +19,8 @@ from host.errors import HostError, InputError, NotFound
 from host.netns import NetnsRef
 
 _PREFIX = "image-"
-_ATTRIBUTES = (
-    syscalls.MOUNT_ATTR_RDONLY
-    | syscalls.MOUNT_ATTR_NOSUID
-    | syscalls.MOUNT_ATTR_NODEV
-    | syscalls.MOUNT_ATTR_NOEXEC
-)
+_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+"""Programs in an image volume may be run (KEP-4639), but not with more rights than their caller."""
 
 
 def detached_image(layers: Sequence[Path], spare: Path) -> int:

@@ -14,6 +14,7 @@ from cri.images.model import ImageConfig
 from cri.runtime.security import CAPABILITIES, capabilities
 from cri.runtime.spec import ContainerSpec, Device, IdMaps, Mount, Propagation, User
 from cri.server.cdi import ContainerEdits
+from cri.server.container_check import check_values
 from cri.server.container_lsm import Labels
 from cri.server.user_namespaces import mount_maps
 from host.cgroups import Resources
@@ -72,6 +73,7 @@ def check_config(config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> None:
         raise InputError("config.image.image is empty: a container needs an image")
     for mount in config.mounts:
         _check_recursive_readonly(mount)
+    check_values(config)
     security = config.linux.security_context
     if security.privileged and not pod.linux.security_context.privileged:
         raise InputError("security_context.privileged: the pod sandbox of the container is not privileged")
@@ -171,7 +173,7 @@ def resources_of(wanted: pb.LinuxContainerResources) -> Resources:
 
 def _target(path: str) -> str:
     if not path.startswith("/") or "\0" in path:
-        raise InputError(f"mount path {path[:80]!r} must be absolute in the container")
+        raise InputError(f"mounts: container_path {path[:80]!r} must be absolute")
     return posixpath.normpath(path).replace("//", "/")
 
 
@@ -181,7 +183,7 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
     A path the kubelet mounts itself is not mounted by us; a parent folder comes before what is inside it.
 
     Raises:
-        InputError: a relative or empty path.
+        InputError: a relative or empty path, or an image volume that is to be written to.
     """
     wanted = [(item, _target(item.container_path)) for item in config.mounts]
     taken = {target for _, target in wanted}
@@ -199,7 +201,8 @@ def mounts_of(config: pb.ContainerConfig, place: Place) -> tuple[Mount, ...]:
     for item, target in wanted:
         maps = mount_maps(item, own)
         if item.image.image:  # mapped when its layers were put together
-            mounts.append(Mount(source=next(images), target=target, readonly=True, noexec=True))
+            _check_image_mount(item, target)
+            mounts.append(Mount(source=next(images), target=target, readonly=True))
             continue
         if not item.host_path.startswith("/"):
             raise InputError(f"mounts: host_path {item.host_path[:80]!r} for {target} must be absolute")
@@ -223,6 +226,14 @@ def _propagation(mount: pb.Mount) -> Propagation:
             f"mounts: propagation {mount.propagation} of {mount.container_path[:80]!r} is not known"
         )
     return _PROPAGATION[mount.propagation]
+
+
+def _check_image_mount(mount: pb.Mount, target: str) -> None:
+    """CRI: an image volume is read-only by definition and has nothing else as its source."""
+    if not mount.readonly:
+        raise InputError(f"mounts: readonly must be true for the image volume at {target[:80]}")
+    if mount.host_path:
+        raise InputError(f"mounts: host_path must be empty for the image volume at {target[:80]}")
 
 
 def volume_targets(config: pb.ContainerConfig, image: ImageConfig) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from cri.server.core import Core
 from cri.state.records import ContainerState
 from cri.state.store import Container, UnknownId
-from host.errors import NotFound, TimedOut
+from host.errors import InputError, NotFound, TimedOut
 from proto.cri import runtime_pb2 as pb
 
 _KILL_SECONDS = 60.0
@@ -23,8 +23,11 @@ async def stop_container(core: Core, request: pb.StopContainerRequest) -> pb.Sto
     """Stop a container within `timeout` seconds; a missing or ended one is fine.
 
     Raises:
+        InputError: a negative timeout.
         TimedOut: it survived SIGKILL for a minute (a process stuck in the kernel).
     """
+    if request.timeout < 0:
+        raise InputError(f"timeout {request.timeout} is negative")
     with suppress(UnknownId):
         await stop(core, core.store.container(request.container_id), timeout=request.timeout)
     return pb.StopContainerResponse()

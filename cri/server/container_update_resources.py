@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 
+from cri.server.container_check import check_resources
 from cri.server.container_plan import resources_of
 from cri.server.container_prepare import settled
 from cri.server.core import Core
@@ -47,10 +48,12 @@ async def update_container_resources(
 
     Raises:
         UnknownId: no such container.
+        InputError: a limit that makes no sense.
         FailedPrecondition: it has ended.
         HostError: the kernel refused, for instance a memory limit below what is used.
     """
     container = core.store.container(request.container_id)
+    check_resources(request.linux)
     await settled(core, container)
     async with container.lock:
         record = container.record

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 
 from cri.images.model import Credentials, Image
+from cri.images.reference import parse, parse_id
 from cri.server.core import Core
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
@@ -32,6 +33,19 @@ def image_message(image: Image) -> pb.Image:
     else:
         message.uid.value = 0
     return message
+
+
+def check_name(image: pb.ImageSpec) -> None:
+    """Refuse what is neither the name of an image nor an id.
+
+    Raises:
+        InputError.
+    """
+    try:
+        if not parse_id(image.image):
+            parse(image.image)
+    except InputError as exc:
+        raise InputError(f"image.image: {exc}") from exc
 
 
 def _wanted(images: Iterable[Image], wanted: pb.ImageFilter, core: Core) -> list[Image]:
@@ -59,10 +73,9 @@ async def image_status(core: Core, request: pb.ImageStatusRequest) -> pb.ImageSt
     """An image, or an answer without one when it is not here (CRI: that is no error).
 
     Raises:
-        InputError: no image is named.
+        InputError: the name cannot be parsed.
     """
-    if not request.image.image:
-        raise InputError("image.image is empty")
+    check_name(request.image)
     image = core.images.get(request.image.image)
     if image is None:
         return pb.ImageStatusResponse()
@@ -80,8 +93,7 @@ async def pull_image(core: Core, request: pb.PullImageRequest) -> pb.PullImageRe
         InputError: the name cannot be parsed.
         PullError, StoreFull: as `cri.images.errors` says.
     """
-    if not request.image.image:
-        raise InputError("image.image is empty")
+    check_name(request.image)
     credentials = None
     if request.HasField("auth"):
         auth = request.auth
@@ -101,10 +113,9 @@ async def remove_image(core: Core, request: pb.RemoveImageRequest) -> pb.RemoveI
     """Remove an image with all its names; a missing one is fine.
 
     Raises:
-        InputError: no image is named.
+        InputError: the name cannot be parsed.
     """
-    if not request.image.image:
-        raise InputError("image.image is empty")
+    check_name(request.image)
     await core.images.remove(request.image.image)
     return pb.RemoveImageResponse()
 

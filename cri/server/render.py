@@ -70,6 +70,15 @@ def _image_spec(container: Container) -> pb.ImageSpec:
     )
 
 
+def _mounts(container: Container) -> list[pb.Mount]:
+    """The mounts as asked for; an image volume also says which image it is (KEP-5365), not only its name."""
+    mounts = [pb.Mount.FromString(mount.SerializeToString()) for mount in container.config.mounts]
+    of_images = [mount for mount in mounts if mount.image.image]
+    for mount, image_id in zip(of_images, container.record.volume_images, strict=True):
+        mount.image.image_ref = image_id
+    return mounts
+
+
 def container_status(container: Container) -> pb.ContainerStatus:
     """ContainerStatus of a container."""
     record, config = container.record, container.config
@@ -88,7 +97,7 @@ def container_status(container: Container) -> pb.ContainerStatus:
         message=record.message,
         labels=config.labels,
         annotations=config.annotations,
-        mounts=config.mounts,
+        mounts=_mounts(container),
         log_path=record.log_path,
         stop_signal=config.stop_signal,
     )

@@ -21,17 +21,6 @@ _DNS_WORD = re.compile(r"[^\s\x00-\x1f\x7f]+")
 _HOSTNAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
-def check_metadata(config: pb.PodSandboxConfig) -> None:
-    """Refuse a sandbox without the words that name it.
-
-    Raises:
-        InputError: a part of the metadata is missing.
-    """
-    for part in ("name", "namespace", "uid"):
-        if not getattr(config.metadata, part):
-            raise InputError(f"config.metadata.{part} is empty: a pod sandbox needs name, namespace and uid")
-
-
 def sandbox_key(config: pb.PodSandboxConfig) -> tuple[str, ...]:
     """What must be unique among sandboxes: pod and attempt."""
     meta = config.metadata

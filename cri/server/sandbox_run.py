@@ -20,7 +20,8 @@ from cri.runtime.oci.handlers import find
 from cri.server.container_events import tell
 from cri.server.core import Core
 from cri.server.errors import AlreadyExists, unimplemented
-from cri.server.sandbox_plan import check_metadata, pod_network, sandbox_key, sandbox_spec, small_files
+from cri.server.sandbox_check import check_sandbox
+from cri.server.sandbox_plan import pod_network, sandbox_key, sandbox_spec, small_files
 from cri.state.records import SandboxRecord, SandboxState
 from cri.state.store import Sandbox
 from host.errors import HostError, from_errno
@@ -42,7 +43,7 @@ async def run_pod_sandbox(core: Core, request: pb.RunPodSandboxRequest) -> pb.Ru
         NetworkError: CNI failed; nothing is left behind.
     """
     config = request.config
-    check_metadata(config)
+    check_sandbox(config)
     handler = request.runtime_handler
     find(core.handlers, handler)
     key = sandbox_key(config)

@@ -7,7 +7,11 @@ import struct
 import zlib
 from collections.abc import Awaitable, Callable
 
+from wsclient import request
+
 from cri.streaming.spdy_dictionary import DICTIONARY
+
+UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {}\r\n"
 
 
 class SpdyClient:
@@ -31,10 +35,9 @@ class SpdyClient:
         """Open a stream with these headers; its number."""
         stream, self._next = self._next, self._next + 2
         plain = struct.pack(">I", len(headers))
-        for name, value in headers.items():
-            plain += (
-                struct.pack(">I", len(name)) + name.encode() + struct.pack(">I", len(value)) + value.encode()
-            )
+        for name, value in headers.items():  # names are lower case on the wire (SPDY/3.1, 3.2.1)
+            for word in (name.lower(), value):
+                plain += struct.pack(">I", len(word)) + word.encode()
         block = self._deflate.compress(plain) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
         payload = struct.pack(">IIH", stream, 0, 0) + block
         self.output[stream] = bytearray()
@@ -83,3 +86,16 @@ class SpdyClient:
         """Take in frames until a condition holds."""
         while not done():
             await self.pump()
+
+
+async def connect(url: str, protocols: str) -> tuple[SpdyClient, asyncio.StreamWriter]:
+    """A client on a stream address; the first of the protocols must have been chosen."""
+    head, reader, writer = await request(url, UPGRADE.format(protocols))
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    assert f"X-Stream-Protocol-Version: {protocols.split(',')[0]}".encode() in head
+
+    async def write(data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return SpdyClient(lambda: reader.read(65536), write), writer

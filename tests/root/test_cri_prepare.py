@@ -101,7 +101,8 @@ class TestDaemonKilled:
     async def test_with_an_image_volume(self, node: CriNode) -> None:
         config = node.sandbox_config()
         sandbox = await node.run_pod(config)
-        volume = pb.Mount(container_path="/volume", image=pb.ImageSpec(image="registry.test/volumes:1"))
+        image = pb.ImageSpec(image="registry.test/volumes:1")
+        volume = pb.Mount(container_path="/volume", image=image, readonly=True)
         container = await node.create(sandbox, config, "sleep", "100", mounts=[volume])
         await node.restart()
         await start(node, container)

@@ -12,25 +12,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from crinode import CriNode
-from spdyclient import SpdyClient
+from spdyclient import UPGRADE, SpdyClient, connect
 from wsclient import Stream, open_stream, request
 
 from host import netns
 from proto.cri import runtime_pb2 as pb
-
-UPGRADE = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {}\r\n"
-
-
-async def connect(url: str, protocols: str) -> tuple[SpdyClient, object]:
-    head, reader, writer = await request(url, UPGRADE.format(protocols))
-    assert head.startswith(b"HTTP/1.1 101 "), head
-    assert f"X-Stream-Protocol-Version: {protocols.split(',')[0]}".encode() in head
-
-    async def write(data: bytes) -> None:
-        writer.write(data)
-        await writer.drain()
-
-    return SpdyClient(lambda: reader.read(65536), write), writer
 
 
 async def test_exec_over_spdy(node: CriNode):

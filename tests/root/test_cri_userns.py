@@ -113,8 +113,11 @@ async def test_a_pod_as_a_kubelet_makes_it(node: CriNode):
 async def test_images_as_volumes_and_volumes_of_images(node: CriNode):
     image = pb.ImageSpec(image=VOLUMES)
     mounts = [
-        pb.Mount(container_path="/whole", image=image, uidMappings=MAPPING, gidMappings=MAPPING),
         pb.Mount(
+            container_path="/whole", image=image, readonly=True, uidMappings=MAPPING, gidMappings=MAPPING
+        ),
+        pb.Mount(
+            readonly=True,
             container_path="/part",
             image=image,
             image_sub_path="data",
@@ -165,6 +168,7 @@ async def test_containers_that_are_refused(node: CriNode):
     config = pod_config(node)
     sandbox = await node.run_pod(config)
     plain = pb.LinuxContainerConfig()
+    plain.security_context.namespace_options.pid = pb.CONTAINER
     assert "userns_options of the container differs" in await refusal(
         node.create(sandbox, config, "true", linux=plain)
     )

@@ -1,5 +1,7 @@
 """What requests become: specs of sandboxes and containers, signals, messages. No kernel, no files."""
 
+import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri.images.model import ImageConfig
+from cri.server.container_check import check_resources
 from cri.server.container_create import log_file
 from cri.server.container_lsm import Labels
 from cri.server.container_plan import (
@@ -23,7 +26,8 @@ from cri.server.container_start import user_of_process
 from cri.server.container_update_resources import merged
 from cri.server.netdev import parse_net_dev
 from cri.server.render import container_status, select_containers
-from cri.server.sandbox_plan import check_metadata, pod_network, resolv_conf, sandbox_spec
+from cri.server.sandbox_check import check_sandbox
+from cri.server.sandbox_plan import pod_network, resolv_conf, sandbox_spec
 from cri.server.sandbox_stats import network_usage
 from cri.server.signals import signal_number, stop_signal
 from cri.state.records import ContainerRecord
@@ -207,10 +211,10 @@ def test_the_pods_stop_signal_comes_first_and_a_bad_image_does_not_matter():
 @pytest.mark.parametrize("part", ["name", "namespace", "uid"])
 def test_a_sandbox_needs_its_names(part):
     made = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="a", namespace="b", uid="c"))
-    check_metadata(made)
+    check_sandbox(made)
     made.metadata.ClearField(part)
     with pytest.raises(InputError, match=part):
-        check_metadata(made)
+        check_sandbox(made)
 
 
 def sandbox(**fields) -> pb.PodSandboxConfig:
@@ -297,3 +301,32 @@ def test_a_container_being_made_is_hidden_and_facts_become_a_status():
     status = container_status(made)
     assert status.image_id == "sha256:1"
     assert list(status.user.linux.supplemental_groups) == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"host_path": "/tmp"}, "host_path must be empty"),
+        ({"readonly": False}, "readonly must be true"),
+    ],
+)
+def test_an_image_volume_is_read_only_and_nothing_else(change, words):
+    mount = pb.Mount(**{"container_path": "/x", "image": pb.ImageSpec(image="i"), "readonly": True, **change})
+    place = dataclasses.replace(PLACE, images=(Path("/d/image-0"),))
+    with pytest.raises(InputError, match=words):
+        mounts_of(config(mounts=[mount]), place)
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits"),
+    [
+        ({"memory_limit_in_bytes": -1, "cpu_quota": -1, "memory_swap_limit_in_bytes": -1}, True),
+        ({"oom_score_adj": -1000, "cpuset_cpus": "0-3,7", "cpuset_mems": "0"}, True),
+        ({"cpu_shares": -1}, False),
+        ({"cpuset_cpus": "0-"}, False),
+        ({"oom_score_adj": 1001}, False),
+    ],
+)
+def test_limits_that_no_cgroup_has_are_refused(limits, fits):
+    with nullcontext() if fits else pytest.raises(InputError, match=next(iter(limits))):
+        check_resources(pb.LinuxContainerResources(**limits))

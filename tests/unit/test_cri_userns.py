@@ -148,6 +148,7 @@ class TestMounts:
         image = pb.Mount(
             container_path="/image",
             image=pb.ImageSpec(image="i"),
+            readonly=True,
             uidMappings=[mapping()],
             gidMappings=[mapping()],
         )
