@@ -58,7 +58,7 @@ class SpdyClient:
 
     async def pump(self) -> None:
         """Take in some frames. EOFError at the end."""
-        data = await asyncio.wait_for(self._read(), 10)
+        data = await asyncio.wait_for(self._read(), 60)
         if not data:
             raise EOFError
         self._buffer += data

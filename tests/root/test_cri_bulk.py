@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import time
+from contextlib import suppress
 
 import pytest
 from crinode import CriNode
@@ -20,6 +22,7 @@ from proto.cri import runtime_pb2 as pb
 MEGABYTES = int(os.environ.get("NODELET_BULK_MB", "40"))
 ROUNDS = int(os.environ.get("NODELET_BULK_ROUNDS", "3"))
 PIECE = 32 << 10
+_SECONDS = 300
 PROTOCOLS = ("websocket", "spdy")
 
 
@@ -56,7 +59,8 @@ async def run(
         await client.send(stdin, b"", end=True)
 
     feeding = asyncio.ensure_future(feed()) if data is not None else None
-    await client.wait(lambda: error in client.ended)
+    async with asyncio.timeout(_SECONDS):
+        await client.wait(lambda: error in client.ended)
     assert b'"Success"' in client.output[error]
     if feeding:
         await feeding
@@ -73,9 +77,14 @@ async def run_websocket(stream: Stream, data: bytes | None) -> Sink:
         await stream.send(b"\xff\0")
 
     feeding = asyncio.ensure_future(feed()) if data is not None else None
-    assert (await stream.read_to_end())["status"] == "Success"
+    async with asyncio.timeout(_SECONDS):
+        with suppress(EOFError):
+            while True:
+                await stream.read_message()
+    assert json.loads(stream.output[3])["status"] == "Success"
     if feeding:
         await feeding
+    stream.close()
     return sink
 
 

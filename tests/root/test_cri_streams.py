@@ -14,6 +14,8 @@ from wsclient import open_stream, request
 
 from proto.cri import runtime_pb2 as pb
 
+ATTACHES = int(os.environ.get("NODELET_ATTACHES", "300"))
+
 
 async def exec_url(node: CriNode, container: str, *command: str, **words: bool) -> str:
     words = {"stdout": True, "stderr": not words.get("tty", False), **words}
@@ -126,7 +128,7 @@ async def test_attaching_and_dropping_leaves_nothing(node: CriNode):
         return len(os.listdir(f"/proc/{node.pid}/fd")), len(os.listdir(f"/proc/{supervisor}/fd"))
 
     before = held()
-    await lap(300)
+    await lap(ATTACHES)
     async with asyncio.timeout(30):
         while held() != before:
             await asyncio.sleep(0.05)

@@ -42,6 +42,21 @@ async def test_a_token_opens_one_stream_once_and_soon():
     assert tokens.insert("d")
 
 
+async def test_tokens_are_few_and_are_not_guessed():
+    clock = FakeClock()
+    tokens = Tokens(clock)
+    made = {tokens.insert(number) for number in range(1000)}
+    assert len(made) == 1000
+    with pytest.raises(TooManyStreams, match="1000"):
+        tokens.insert("one more")
+    assert not any(tokens.consume(base64.urlsafe_b64encode(os.urandom(32)).decode()) for _ in range(10_000))
+    assert tokens.consume("") is None
+    await clock.advance(59.9)
+    assert tokens.consume(made.pop()) is not None
+    await clock.advance(0.1)
+    assert not any(tokens.consume(token) for token in made)
+
+
 def test_a_request_head_becomes_a_record():
     head = b"GET /exec/abc?x=1 HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n"
     head += b"Upgrade: WebSocket\r\n\r\n"
