@@ -16,12 +16,12 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import images, pods, report, runtime
+from tests.bench import images, logs, pods, report, runtime
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
 BENCHMARKS: dict[str, Benchmark] = {"pods": pods.run}
-WITHOUT_LAB: dict[str, Benchmark] = {"images": images.run, "runtime": runtime.run}
+WITHOUT_LAB: dict[str, Benchmark] = {"images": images.run, "logs": logs.run, "runtime": runtime.run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
