@@ -12,16 +12,14 @@ import asyncio
 import os
 from pathlib import Path
 
-from host.syscalls import (
-    IN_CLOSE_WRITE,
-    IN_CREATE,
-    IN_DELETE,
-    IN_MODIFY,
-    IN_MOVE_SELF,
-    IN_MOVED_TO,
-    inotify_open,
-    inotify_watch,
-)
+from host.syscalls import inotify_open, inotify_watch
+
+IN_MODIFY = 0x2
+IN_CLOSE_WRITE = 0x8
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+IN_MOVE_SELF = 0x800
 
 FILE = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVE_SELF
 """The content of a file grew, its writer closed it, or it was renamed."""

@@ -10,6 +10,7 @@ import time
 
 from cri.runtime.log import LineLog
 from cri.runtime.loop import OUT
+from host import syscalls
 from host.errors import from_errno, from_oserror
 
 TYPE_CHECKING = False
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from cri.runtime.loop import Loop
 
 _CHUNK = 1 << 16
-"""Small enough that the allocator gives it back at once: an idle supervisor keeps no buffer."""
+_QUIET_SECONDS = 1.0
+"""After this time without a whole chunk the memory that large outputs took is given back."""
 _BURST = 4
 """Chunks of one stream before the others have their turn."""
 PIPE = 1 << 18
@@ -126,6 +128,7 @@ class Output:
         for _ in range(_BURST):
             if self.pump() < _CHUNK:
                 break
+            self._loop.alarm(syscalls.release_memory, _QUIET_SECONDS)
         if self._fd >= 0 and any(self._listeners.values()):
             self._loop.forget(self._fd)
             self._loop.alarm(self._cut_off, _STALL_SECONDS)

@@ -1,0 +1,27 @@
+"""A supervisor's memory: what a large output takes is given back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import runtime_kit
+from runtime_kit import Lab
+
+lab, pod = runtime_kit.lab, runtime_kit.pod
+
+
+def own_memory(pid: int) -> int:
+    """KiB of anonymous memory that this process alone has (proc_pid_smaps(5))."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty:")))
+
+
+async def test_a_large_output_leaves_no_buffers_behind(pod: Lab) -> None:
+    supervisor = (await pod.runtime.sandbox_facts("pod")).pid
+    await pod.sh("seq 1 100")
+    before = own_memory(supervisor)
+    await pod.sh("seq 1 3000000 | head -c 20000000")
+    async with asyncio.timeout(10):
+        while own_memory(supervisor) > before + 300:
+            await asyncio.sleep(0.1)
