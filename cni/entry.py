@@ -18,6 +18,7 @@ from cni.config import Attachment, NetworkConfig
 from cni.errors import CniError
 from cni.wiring import Wiring
 from host.errors import HostError
+from host.failpoints import reach
 from host.netlink import Netlink
 from host.rtnl import IPInterface
 
@@ -91,9 +92,11 @@ def _add(
     firewall.ensure_once(network, ipam.read_boot_id())
     addresses = _lease(network, attachment, wiring=wiring, leases=leases, note={**args, "netns": netns})
     try:
+        reach("cni_add.leased")
         pod = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}".strip("/")
         wire = wiring.attach(network, attachment, pod_netns=netns, addresses=addresses, pod=pod)
         try:
+            reach("cni_add.wired")
             hostports.add(network, attachment, addresses, label=pod or attachment.container_id[:32])
         except BaseException:
             wiring.detach(attachment)
@@ -144,6 +147,7 @@ def _delete(network: NetworkConfig, attachment: Attachment, wiring: Wiring) -> d
     """Ports first and the lease last: an address is free only when nothing on the node uses it any more."""
     hostports.remove(network, attachment)
     wiring.detach(attachment)
+    reach("cni_del.detached")
     _leases(network).release(attachment)
     return {}
 

@@ -69,8 +69,10 @@ def run(settings: Settings) -> int:
     """Start the spawner, lock the state folder and serve until a signal says stop."""
     from cri.runtime.client import launch_spawner
     from cri.runtime.userns_probe import missing
+    from host import failpoints
     from host.files import locked
 
+    failpoints.arm()
     os.umask(0o077)
     spawner = launch_spawner()
     try:

@@ -22,6 +22,7 @@ from typing import Any
 from cni import entry
 from cni.errors import CniError
 from host.errors import HostError, InputError
+from host.failpoints import reach
 from host.processes import run_async
 
 IFNAME = "eth0"
@@ -30,6 +31,7 @@ _SUFFIXES = (".conflist", ".conf", ".json")
 _TYPE = re.compile(r"[a-zA-Z0-9][\w.-]*")
 _PLUGIN_TIMEOUT = 60.0
 _MAX_CONFIG_BYTES = 1 << 20
+_NEWEST = (1, 1, 0)
 
 
 class NetworkError(Exception):
@@ -95,6 +97,7 @@ def parse_conflist(raw: bytes, source: str) -> dict[str, Any]:
         raise InputError(f"{source}: name must be a string")
     if not isinstance(config.get("cniVersion"), str):
         raise InputError(f"{source}: cniVersion must be a string")
+    config["cniVersion"] = _negotiated(config, source)
     plugins = config.get("plugins")
     if not isinstance(plugins, list) or not plugins:
         raise InputError(f"{source}: plugins must be a list with at least one plugin")
@@ -103,6 +106,20 @@ def parse_conflist(raw: bytes, source: str) -> dict[str, Any]:
         if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
             raise InputError(f"{source}: plugin type {kind!r} must be a plain file name")
     return config
+
+
+def _negotiated(config: Mapping[str, Any], source: str) -> str:
+    """The newest version that both sides speak: "runtimes MUST select the highest supported version"
+    from `cniVersions` (CNI 1.1.0, section 1). Without it there would be no GC for a list that begins with an
+    older version for older runtimes."""
+    offered = config.get("cniVersions", [])
+    if not isinstance(offered, list) or not all(isinstance(item, str) for item in offered):
+        raise InputError(f"{source}: cniVersions must be a list of strings")
+    return max(
+        (item for item in (config["cniVersion"], *offered) if _version(item) <= _NEWEST),
+        key=_version,
+        default=config["cniVersion"],
+    )
 
 
 def plugin_config(
@@ -184,6 +201,7 @@ class Network:
         for plugin in conflist["plugins"]:
             config = plugin_config(conflist, plugin, capabilities=pod.capabilities, previous=result or None)
             result = await self._call("ADD", config, pod) or result
+            reach("network.plugin_added")
         if not pod_ips(result):
             raise NetworkError(f"network {conflist['name']} gave pod {pod.namespace}/{pod.name} no address")
         return result
@@ -194,10 +212,11 @@ class Network:
         for plugin in reversed(conflist["plugins"]):
             config = plugin_config(conflist, plugin, capabilities=pod.capabilities, previous=result or None)
             await self._call("DEL", config, pod)
+            reach("network.plugin_deleted")
 
     async def collect(self, conflist: Mapping[str, Any], valid: Sequence[str]) -> None:
         """Let the plugins drop what belongs to no sandbox of these ids any more (CNI GC, since 1.1.0)."""
-        if _version(conflist["cniVersion"]) < (1, 1, 0):
+        if _version(conflist["cniVersion"]) < _NEWEST:
             return
         attachments = [{"containerID": sandbox, "ifname": IFNAME} for sandbox in valid]
         pod = PodNetwork(sandbox_id="", netns="", namespace="", name="", uid="")

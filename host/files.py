@@ -1,7 +1,7 @@
 """Files that are either the old ones or the new ones, never half of each.
 
 `write_atomic` is temp file, fsync, rename, fsync of the folder. A record is JSON in an envelope with its
-kind, version and a SHA-256 of the content; one that cannot be trusted raises `CorruptRecord`, and
+kind, version and a SHA-256 of all three; one that cannot be trusted raises `CorruptRecord`, and
 `quarantine` moves it aside for a person to look at while the caller rebuilds the facts from the kernel.
 """
 
@@ -24,10 +24,18 @@ MAX_RECORD_BYTES = 16 << 20
 
 
 class CorruptRecord(HostError):
-    """A record's bytes are not what was written: cut, changed, of another kind or of a newer version."""
+    """A record's bytes are not what was written: cut, changed or of another kind."""
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(errno.EBADMSG, f"record {path}", detail)
+
+
+class NewerRecord(HostError):
+    """A whole record of a later release: nothing is wrong with it, and it is not ours to set aside."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        detail = f"version {found} is newer than {known}, the last one known here: start the later release"
+        super().__init__(errno.EPROTO, f"record {path}", detail)
 
 
 def read_input(path: Path, *, limit: int, noun: str = "") -> bytes:
@@ -98,14 +106,14 @@ def write_record(
     path: Path | str, data: Any, *, kind: str, version: int, mode: int = 0o600, sync: bool = True
 ) -> None:
     """Write JSON-able data as a record of this kind and version (see `write_atomic`)."""
-    body = json.dumps(data, separators=(",", ":"), sort_keys=True)
-    envelope = {
-        "kind": kind,
-        "version": version,
-        "sha256": hashlib.sha256(body.encode()).hexdigest(),
-        "data": data,
-    }
+    envelope = {"kind": kind, "version": version, "sha256": _digest(kind, version, data), "data": data}
     write_atomic(path, json.dumps(envelope, separators=(",", ":")).encode(), mode=mode, sync=sync)
+
+
+def _digest(kind: Any, version: Any, data: Any) -> str:
+    """Over kind and version too: a changed bit must never pass for the record of a later release."""
+    body = json.dumps([kind, version, data], separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 def read_record(path: Path | str, *, kind: str, version: int) -> Any:
@@ -113,7 +121,8 @@ def read_record(path: Path | str, *, kind: str, version: int) -> Any:
 
     Raises:
         NotFound: no such file.
-        CorruptRecord: not JSON, wrong checksum, another kind, or a version newer than `version`.
+        CorruptRecord: not JSON, wrong checksum or another kind.
+        NewerRecord: whole, and of a version newer than `version`.
     """
     source = Path(path)
     try:
@@ -129,13 +138,12 @@ def read_record(path: Path | str, *, kind: str, version: int) -> Any:
         raise CorruptRecord(source, "not JSON") from exc
     if not isinstance(envelope, dict) or not {"kind", "version", "sha256", "data"} <= envelope.keys():
         raise CorruptRecord(source, "no record envelope")
-    if envelope["kind"] != kind:
-        raise CorruptRecord(source, f"kind is {envelope['kind']!r}, not {kind!r}")
-    if not isinstance(envelope["version"], int) or envelope["version"] > version:
-        raise CorruptRecord(source, f"version {envelope['version']!r} is newer than {version}")
-    body = json.dumps(envelope["data"], separators=(",", ":"), sort_keys=True)
-    if hashlib.sha256(body.encode()).hexdigest() != envelope["sha256"]:
+    if _digest(envelope["kind"], envelope["version"], envelope["data"]) != envelope["sha256"]:
         raise CorruptRecord(source, "checksum does not match")
+    if envelope["kind"] != kind or not isinstance(envelope["version"], int):
+        raise CorruptRecord(source, f"kind is {envelope['kind']!r}, not {kind!r}")
+    if envelope["version"] > version:
+        raise NewerRecord(source, envelope["version"], version)
     return envelope["data"]
 
 

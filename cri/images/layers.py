@@ -14,7 +14,8 @@ from cri.images.blobs import disk_error
 from cri.images.reference import parse_digest
 from host import processes
 from host.errors import HostError
-from host.files import read_record, write_record
+from host.failpoints import reach
+from host.files import NewerRecord, read_record, write_record
 
 _KIND = "image-layer"
 _VERSION = 1
@@ -39,6 +40,8 @@ class LayerStore:
                 chain_id = parse_digest(f"sha256:{entry.name}")
                 record = read_record(entry / "layer.json", kind=_KIND, version=_VERSION)
                 self._layers[chain_id] = Applied(**record)
+            except NewerRecord:
+                raise
             except (HostError, ValueError, TypeError):
                 entry.rename(self._tmp / f"bad-{secrets.token_hex(8)}")
 
@@ -80,12 +83,15 @@ class LayerStore:
         if chain_id in self._layers:
             return
         try:
+            reach("image_pull.layer_unpacked")
             self._move_trash(work / "trash")
             write_record(work / "layer.json", asdict(applied), kind=_KIND, version=_VERSION, sync=False)
+            reach("image_pull.layer_recorded")
             os.rename(work, self.path(chain_id).parent)
         except OSError as exc:
             raise disk_error(exc, f"layer {chain_id}") from exc
         self._layers[chain_id] = applied
+        reach("image_pull.layer_placed")
 
     def remove(self, chain_id: str) -> None:
         """Take a layer away; its files go with the next `sweep`."""

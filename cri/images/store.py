@@ -38,6 +38,7 @@ from cri.images.model import (
 from cri.images.progress import Meter, PullBoard
 from cri.images.pulling import Fetches, Pull, Pulled, Workshop
 from host.errors import Busy
+from host.failpoints import reach
 from host.files import locked
 
 if TYPE_CHECKING:
@@ -189,7 +190,9 @@ class ImageStore:
         try:
             with ExitStack() as guard:
                 pulled = await Pull(self._shop, ref, fetcher, guard=guard, meter=meter).run()
+                reach("image_pull.fetched")
                 record = self._record(ref, pulled)
+                reach("image_pull.recorded")
             failure = ""
         except ImageError as exc:
             failure = str(exc)
@@ -269,11 +272,13 @@ class ImageStore:
         self._notice()
         record = self._index.find(ref_or_id)
         if record is None:
+            await self.collect()  # what an earlier call did not come to
             return
         if self._holds.get(record.id):
             self._index.update(replace(record, tags=(), digests=(), removed=True))
             return
         self._index.delete(record.id)
+        reach("image_remove.forgotten")
         await self.collect()
 
     def layers(self, image_id: str) -> tuple[Path, ...]:

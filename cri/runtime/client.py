@@ -33,6 +33,7 @@ from cri.runtime.spec import (
 from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups
 from host.errors import Busy, HostError, NotFound, TimedOut, from_errno
+from host.failpoints import reach
 
 __all__ = ["Attachment", "ExecProcess", "Runtime", "Spawner", "launch_spawner"]
 
@@ -98,6 +99,7 @@ class Runtime:
         try:
             if cgroup:
                 await asyncio.to_thread(self._cgroups.create, cgroup)
+            reach("runtime.sandbox_recorded")
             try:
                 facts = await self._spawn(spec.id, folder, message)
             except NotFound:
@@ -133,12 +135,12 @@ class Runtime:
             await self.remove_sandbox(sandbox_id)
 
     def _adopt(self, sandbox_id: str, sock: socket.socket) -> Link:
-        link = Link(
+        self._links[sandbox_id] = link = Link(
             sock,
+            name=f"sandbox {sandbox_id}",
             on_event=lambda value: self._happened(sandbox_id, value),
             on_lost=lambda: self._lost(sandbox_id),
         )
-        self._links[sandbox_id] = link
         return link
 
     def _link(self, sandbox_id: str) -> Link:
@@ -228,6 +230,7 @@ class Runtime:
                     self._adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
             if sandbox_id in self._links:
                 await self._stop(sandbox_id, self._links[sandbox_id])
+            reach("runtime.supervisor_ended")
             await asyncio.to_thread(self._settle, sandbox_id)
         finally:
             self._stopping.discard(sandbox_id)
@@ -282,6 +285,7 @@ class Runtime:
         link = self._link(place.sandbox_id)
         await asyncio.to_thread(prepare, place, self._state, self._cgroups)
         try:
+            reach("runtime.container_cgroup")
             return self._remember(place.sandbox_id, await link.request("create", spec=place.message))
         except BaseException:
             with suppress(HostError):
@@ -338,6 +342,7 @@ class Runtime:
             with suppress(NotFound):
                 await self._make_end(sandbox_id, container_id)
                 await self._link(sandbox_id).request("remove", container=container_id)
+        reach("runtime.container_ended")
         self._forget(sandbox_id, container_id)
         await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
 

@@ -22,6 +22,7 @@ from cri.runtime import crossing, init, namespaces, record, sockets, userns, wir
 from cri.runtime.streams import PIPE, LogFile, Output, enlarge
 from host import syscalls
 from host.errors import HostError, from_errno
+from host.failpoints import reach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class Container:
         except OSError as exc:
             self._starting = None
             raise from_errno(exc.errno or errno.EIO, f"start container {self.id}: its init is gone") from exc
+        reach("supervisor.start_sent")
 
     def _told(self, _events: int) -> None:
         """Something from the init: ready, an error, or the end of the socket (exec, or death)."""
@@ -183,6 +185,7 @@ class Container:
     def _note_started(self) -> None:
         """For a client that finds this supervisor dead: which process it was, and since when."""
         facts = {"pid": self.pid, "start_time": record.start_time(self.pid), "started_at": self.started_at}
+        reach("supervisor.container_executed")
         self._write("started", facts)
 
     def ended(self, status: int) -> bool:
@@ -209,7 +212,9 @@ class Container:
         }
         if self.spec["pid_mode"] != "container":
             self.kill()
+        reach("supervisor.container_reaped")
         self._write("exit", self.exit)
+        reach("supervisor.exit_recorded")
         if self._starting is not None:
             answer, self._starting = self._starting, None
             self._fail(answer, error, "init ended before exec")

@@ -19,6 +19,7 @@ from typing import Any
 from cri.runtime import identity, messages, wire
 from cri.runtime.security import DEFAULT_CAPABILITIES, MASKED_PATHS, READONLY_PATHS
 from cri.runtime.spec import ContainerSpec
+from host import failpoints
 from host.errors import from_oserror
 from host.processes import SAFE_ENV
 
@@ -125,7 +126,7 @@ def _execute(fd: int) -> subprocess.Popen[bytes]:
             pass_fds=(fd, copy),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env=dict(SAFE_ENV),
+            env={**SAFE_ENV, **failpoints.environment()},
             cwd="/",
         )
     finally:

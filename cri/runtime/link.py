@@ -22,10 +22,23 @@ class Link:
     """One stream socket; every request has one answer, in any order."""
 
     def __init__(
-        self, sock: socket.socket, *, on_event: Callable[[dict[str, Any]], None], on_lost: Callable[[], None]
+        self,
+        sock: socket.socket,
+        *,
+        name: str,
+        on_event: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[], None],
     ) -> None:
-        """Takes the socket over. `on_lost` is called once, when the supervisor's end is closed."""
+        """Takes the socket over.
+
+        Args:
+            sock: connected to the supervisor.
+            name: whose supervisor it is, for messages.
+            on_event: called with each event.
+            on_lost: called once, when the supervisor's end is closed.
+        """
         sock.setblocking(False)
+        self._name = name
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._on_event, self._on_lost = on_event, on_lost
@@ -66,7 +79,7 @@ class Link:
             async with asyncio.timeout(_ANSWER_LIMIT_S):
                 return await future
         except TimeoutError as exc:
-            raise from_errno(errno.ETIMEDOUT, f"supervisor does not answer {op!r}") from exc
+            raise from_errno(errno.ETIMEDOUT, f"supervisor of {self._name} does not answer {op!r}") from exc
         finally:
             self._waiting.pop(number, None)
 
@@ -141,9 +154,11 @@ def connect(folder: Path) -> socket.socket:
 
     Raises:
         NotFound: no folder or no socket.
+        Busy: it has not answered many before us (it is stopped): never waited for here.
         HostError: nobody listens (ECONNREFUSED).
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
     dirfd = -1
     try:
         dirfd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,6 +19,7 @@ from cri.runtime.spec import ContainerSpec, ExecSpec
 from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups, Resources
 from host.errors import HostError
+from host.failpoints import reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
     folder = state.make_container(place.sandbox_id, place.id, undo)
     if place.oci_runtime:
         (folder / "mounts").mkdir(mode=0o700)
+    reach("runtime.container_recorded")
     if place.cgroup_path:
         try:
             cgroups.create(place.cgroup_path, place.resources)

@@ -17,6 +17,8 @@ from _socket import socket as Socket
 __all__ = ["PACKETS", "STREAM", "Socket", "accept", "adopt", "listen", "pair", "receive", "send"]
 
 MAX_FDS = 8
+_BACKLOG = 128
+"""As many daemons may come and go while this process is stopped."""
 _CHUNK = 1 << 16
 _INT = struct.Struct("i")
 _UCRED = struct.Struct("3i")
@@ -45,7 +47,7 @@ def listen(name: bytes, folder: bytes) -> Socket:
         os.chmod(name, 0o600, dir_fd=dirfd)
     finally:
         os.close(dirfd)
-    sock.listen(8)
+    sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
 

@@ -1,13 +1,13 @@
 """The runtime's state folder, as nodelet-cri sees it: who is alive, what is left, what must be taken away.
 
     <state>/sandboxes/<id>/          0700, made before anything else of the sandbox
-        sandbox                      record: what to release (written by the client, before the supervisor)
+        sandbox, sandbox-copy        record: what to release (written by the client, before the supervisor)
         supervisor                   record: its process id and start time
         sock                         the supervisor's socket
         shm/                         the pod's /dev/shm, a mount
         errors                       the supervisor's standard error; empty in a good life
         containers/<id>/
-            container                record: its cgroup (written by the client, before the cgroup)
+            container, container-copy    record: its cgroup (written by the client, before the cgroup)
             rootfs/                  mount point; occupied only inside the container's mount namespace
             config.json, mounts/     with an external runtime: the folder is its bundle
             oci/                     what that runtime remembers of it
@@ -33,9 +33,11 @@ from cri.runtime.spec import ContainerExit, ContainerFacts, SandboxFacts
 from host import syscalls
 from host.cgroups import Cgroups
 from host.errors import Exists, HostError, NotFound, from_oserror
+from host.failpoints import reach
 
 LOST_CODE = 255
 LOST = "supervisor lost"
+_COPY = "-copy"
 
 
 class StateFolder:
@@ -81,7 +83,7 @@ class StateFolder:
             raise Exists(errno.EEXIST, f"sandbox {sandbox_id}") from exc
         except OSError as exc:
             raise from_oserror(exc, f"make {folder}") from exc
-        record.write(os.fsencode(folder), "sandbox", undo)
+        _write_twice(folder, "sandbox", undo)
         return folder
 
     def make_container(self, sandbox_id: str, container_id: str, undo: dict[str, Any]) -> Path:
@@ -99,15 +101,16 @@ class StateFolder:
             raise Exists(errno.EEXIST, f"container {container_id}") from exc
         except OSError as exc:
             raise from_oserror(exc, f"make {folder}") from exc
-        record.write(os.fsencode(folder), "container", undo)
+        _write_twice(folder, "container", undo)
         return folder
 
     def read(self, folder: Path, name: str) -> dict[str, Any]:
-        """A record, or an empty dict when it is missing or damaged: the kernel has to answer then."""
-        with suppress(NotFound, record.BadRecord):
-            found = record.read(os.fsencode(folder), name)
-            if isinstance(found, dict):
-                return found
+        """A record, or its copy; an empty dict when both are missing or damaged: the kernel has to answer."""
+        for file in (name, name + _COPY):
+            with suppress(NotFound, record.BadRecord):
+                found = record.read(os.fsencode(folder), file)
+                if isinstance(found, dict):
+                    return found
         return {}
 
     def supervisor_pid(self, sandbox_id: str) -> int:
@@ -193,6 +196,7 @@ class StateFolder:
             delete_container(undo["oci"], folder)
         if undo.get("cgroup"):
             self._cgroups.remove(undo["cgroup"])
+        reach("state.container_cgroup_removed")
         _remove_tree(folder)
 
     def release_sandbox(self, sandbox_id: str) -> None:
@@ -203,7 +207,9 @@ class StateFolder:
             _unmount(undo["netns_path"])
             with suppress(FileNotFoundError):
                 os.unlink(undo["netns_path"])
+        reach("state.netns_released")
         _unmount(os.fsencode(folder / "shm"))
+        reach("state.shm_released")
         if undo.get("cgroup"):
             self._cgroups.remove(undo["cgroup"])
 
@@ -212,7 +218,14 @@ class StateFolder:
         for container_id in self.container_ids(sandbox_id):
             self.remove_container(sandbox_id, container_id)
         self.release_sandbox(sandbox_id)
+        reach("state.sandbox_released")
         _remove_tree(self.sandbox(sandbox_id))
+
+
+def _write_twice(folder: Path, name: str, undo: dict[str, Any]) -> None:
+    """What must be undone is written nowhere else, so one damaged file must not lose it."""
+    for file in (name, name + _COPY):
+        record.write(os.fsencode(folder), file, undo)
 
 
 def _unmount(path: bytes) -> None:

@@ -22,6 +22,7 @@ from cri.runtime.execution import Execution
 from cri.runtime.loop import Loop
 from host import syscalls
 from host.errors import from_errno
+from host.failpoints import arm, reach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ class Supervisor:
         listener = sockets.listen(SOCKET, self._folder)
         connection = self._connect(first)
         try:
+            reach("supervisor.listening")
             self._userns = namespaces.enter(self._spec, self._folder, has_network=self._has_network)
             if self._spec["share_pid"]:
                 self._reaper_pidfd = namespaces.start_reaper(self._spec, self._userns)
             facts = {"pid": os.getpid(), "start_time": record.start_time(os.getpid())}
             record.write(self._folder, "supervisor", {**facts, "created_at": self._created_at})
+            reach("supervisor.recorded")
         except OSError as exc:
             Answer(connection, 0).fail(exc.errno or errno.EIO, str(exc), "namespaces")
             connection.flush()
@@ -142,6 +145,7 @@ class Supervisor:
         folder = self._folder + b"/containers/" + spec["id"].encode()
         container = self._oci_container(folder, spec) if spec["oci"] else Container(self._loop, folder, spec)
         container.create(answer, self._pid_namespace(spec), self._userns)
+        reach("supervisor.container_forked")
         self._containers[container.id] = container
         if container.pid:
             self._by_pid[container.pid] = container
@@ -182,6 +186,7 @@ class Supervisor:
             raise from_errno(errno.EBUSY, f"remove container {container.id}: it has not exited")
         del self._containers[container.id]
         container.close()
+        reach("supervisor.container_forgotten")
         answer.ok()
 
     def _exec(self, request: dict[str, Any], answer: Answer) -> None:
@@ -249,6 +254,7 @@ class Supervisor:
     def _end_if_stopped(self) -> None:
         if not self._is_stopping or self._by_pid:
             return
+        reach("supervisor.stopped")
         for answer in self._stopping:
             answer.ok(self._facts())
             answer.connection.flush()
@@ -265,6 +271,7 @@ def main(folder: bytes, spec: dict[str, Any], first: Socket, *, has_network: boo
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         _redirect(folder)
+        arm()
         Supervisor(folder, spec, has_network=has_network).run(first)
         code = 0
     except BaseException:

@@ -34,6 +34,7 @@ from cri.server.user_namespaces import check_container, user_namespace
 from cri.state.records import ContainerRecord, ContainerState, SandboxState
 from cri.state.store import Container, Sandbox
 from host.errors import HostError, InputError
+from host.failpoints import reach
 from host.lsm import security_modules
 from proto.cri import runtime_pb2 as pb
 
@@ -63,7 +64,7 @@ async def create_container(core: Core, request: pb.CreateContainerRequest) -> pb
 
 
 async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str:
-    if (same := _same_name(core, sandbox, config)) is not None:
+    if (same := await _same_name(core, sandbox, config)) is not None:
         return same
     if sandbox.record.state is not SandboxState.READY:
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
@@ -73,22 +74,25 @@ async def _create(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> s
     place = _place(core, sandbox, config, image, container_id)
     spec = await _spec(core, config, image, place)
     placement = core.runtime.plan_container(spec)  # refuses what is wrong
-    for held in (image, *volumes):
-        core.images.hold(held.id, container_id)
     container = core.store.add_container(_record(config, image, volumes, place), config)
     try:
+        for held in (image, *volumes):
+            core.images.hold(held.id, container_id)
+        reach("container_create.recorded")
         filled = await _fill(core, place, config, volumes)
+        reach("container_create.layer")
         if filled is not place:
             spec = replace(spec, mounts=mounts_of(config, filled))
             placement = core.runtime.plan_container(spec)
         check_propagation(spec.mounts)
+        core.store.put_container(container, msgspec.structs.replace(container.record, created_at=core.now()))
+        reach("container_create.created")
     except BaseException as exc:
         with suppress(HostError):
             await undo_container(core, container)
         if isinstance(exc, Exception):
             log.info("container %s of sandbox %s was not made: %s", config.metadata.name, sandbox.id, exc)
         raise
-    core.store.put_container(container, msgspec.structs.replace(container.record, created_at=core.now()))
     container_prepare.begin(core, container, placement)
     tell(core, pb.CONTAINER_CREATED_EVENT, sandbox.id, container_id)
     return container_id
@@ -137,10 +141,14 @@ def _image(core: Core, name: str) -> Image:
     return image
 
 
-def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str | None:
+async def _same_name(core: Core, sandbox: Sandbox, config: pb.ContainerConfig) -> str | None:
     for other in core.store.containers_of(sandbox.id):
         meta = other.config.metadata
         if (meta.name, meta.attempt) != (config.metadata.name, config.metadata.attempt):
+            continue
+        if other.record.state is ContainerState.MAKING:
+            # Not under way (equal calls join): it failed, and could not be undone at once.
+            await undo_container(core, other)
             continue
         if other.record.state is ContainerState.EXITED:
             raise AlreadyExists(
@@ -278,12 +286,15 @@ async def undo_container(core: Core, container: Container) -> None:
     no record, should the daemon end before. Mounts of image volumes in it go first, with their images.
     """
     await core.runtime.remove_container(container.record.sandbox_id, container.id)
+    reach("container_remove.runtime")
     data = data_folder(core, container.id)
     if container.record.volume_images:
         await asyncio.to_thread(unmount_images, data)
     for image_id in (container.record.image_id, *container.record.volume_images):
         core.images.release(image_id, container.id)
+    reach("container_remove.images")
     core.store.drop_container(container.id)
     core.rates.forget(container.record.cgroup)
     key = (DELETE_LAYER, container.record.sandbox_id, container.id)
     core.joined.begin(key, lambda: asyncio.to_thread(delete_folder, data))
+    reach("container_remove.forgotten")

@@ -65,7 +65,7 @@ def apply_exit(core: Core, container: Container, how: ContainerExit) -> None:
     )
     if how.error and not record.started_at:
         record = msgspec.structs.replace(record, reason="StartError")
-    core.store.put_container(container, record)
+    core.store.note_container(container, record)
     tell(core, pb.CONTAINER_STOPPED_EVENT, record.sandbox_id, record.id)
 
 
@@ -80,7 +80,7 @@ def lose_containers(core: Core, sandbox: Sandbox) -> None:
                 reason="Unknown",
                 message=_LOST,
             )
-            core.store.put_container(container, record)
+            core.store.note_container(container, record)
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, container.id)
 
 
@@ -88,7 +88,7 @@ def lose_sandbox(core: Core, sandbox: Sandbox) -> None:
     """Record that a sandbox's supervisor is gone, and with it every container it had."""
     lose_containers(core, sandbox)
     if sandbox.record.state is SandboxState.READY:
-        core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
+        core.store.note_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
         tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
 
 
@@ -100,11 +100,15 @@ async def take_exits(core: Core, sandbox: Sandbox) -> SandboxFacts | None:
         return None
     for found in facts.containers:
         container = core.store.containers.get(found.id)
-        if container is None or container.record.finished_at:
+        if container is None:
+            log.warning("removing container %s of sandbox %s, which has no record", found.id, sandbox.id)
+            await core.runtime.remove_container(sandbox.id, found.id)
+            continue
+        if container.record.finished_at:
             continue
         if found.started_at and not container.record.started_at:
             record = msgspec.structs.replace(container.record, started_at=found.started_at, pid=found.pid)
-            core.store.put_container(container, record)
+            core.store.note_container(container, record)
         if found.exit is not None:
             apply_exit(core, container, found.exit)
     return facts if facts.alive else None

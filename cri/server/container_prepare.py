@@ -19,6 +19,7 @@ from cri.server.core import Core
 from cri.state.records import ContainerState
 from cri.state.store import Container
 from host.errors import HostError
+from host.failpoints import reach
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def begin(core: Core, container: Container, place: Placement) -> None:
 async def _prepare(core: Core, container: Container, place: Placement) -> None:
     try:
         await core.runtime.make_container(place)
+        reach("container_create.root")
     except (StartFailed, HostError) as exc:
         log.info("container %s of sandbox %s was not made: %s", container.id, place.sandbox_id, exc)
         apply_exit(

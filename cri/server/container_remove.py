@@ -13,6 +13,7 @@ from cri.server.container_prepare import settled
 from cri.server.container_stop import stop
 from cri.server.core import Core
 from cri.state.store import Container, UnknownId
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 
@@ -31,6 +32,7 @@ async def remove(core: Core, container: Container) -> None:
 async def _remove(core: Core, container: Container) -> None:
     await settled(core, container)
     await stop(core, container, timeout=0)
+    reach("container_remove.stopped")
     async with container.lock:
         sandbox_id = container.record.sandbox_id
         await undo_container(core, container)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import msgspec
 
 from cri.runtime.errors import StartFailed
-from cri.runtime.spec import ContainerExit
+from cri.runtime.spec import ContainerExit, ContainerFacts
 from cri.server.container_events import apply_exit, tell
 from cri.server.container_prepare import START_FAILED_CODE, check_prepared, settled
 from cri.server.core import Core
 from cri.server.errors import FailedPrecondition
 from cri.state.records import ContainerState
 from cri.state.store import Container
+from host.errors import HostError
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 
@@ -41,22 +44,42 @@ async def _start(core: Core, container: Container) -> None:
         # events keep their order.
         core.early_exits[record.id] = None
         try:
-            facts = await core.runtime.start_container(record.sandbox_id, record.id)
+            facts = await _execute(core, container)
+            reach("container_start.executed")
         except StartFailed as exc:
             failed = ContainerExit(code=START_FAILED_CODE, finished_at=core.now(), error=str(exc))
             apply_exit(core, container, core.early_exits.pop(record.id) or failed)
+            raise
+        except HostError:  # whether it was started or not: an end that was told meanwhile is one
+            if (how := core.early_exits[record.id]) is not None:
+                apply_exit(core, container, how)
             raise
         finally:
             early = core.early_exits.pop(record.id, None)
         started = facts.started_at or core.now()
         user = user_of_process(facts.pid) if facts.pid else None
-        core.store.put_container(
+        core.store.note_container(
             container, msgspec.structs.replace(container.record, started_at=started, pid=facts.pid, user=user)
         )
+        reach("container_start.recorded")
         tell(core, pb.CONTAINER_STARTED_EVENT, record.sandbox_id, record.id)
         how = early or facts.exit
         if how is not None:
             apply_exit(core, container, how)
+
+
+async def _execute(core: Core, container: Container) -> ContainerFacts:
+    """Start it, or learn that it was started by an earlier call whose answer did not arrive."""
+    record = container.record
+    try:
+        return await core.runtime.start_container(record.sandbox_id, record.id)
+    except HostError as exc:
+        if exc.errno != errno.EALREADY:
+            raise
+        facts = await core.runtime.container_facts(record.sandbox_id, record.id)
+        if not facts.started_at:
+            raise
+        return facts
 
 
 def user_of_process(pid: int, *, proc: Path = Path("/proc")) -> tuple[int, int, tuple[int, ...]] | None:

@@ -14,6 +14,7 @@ from cri.server.core import Core
 from cri.state.records import ContainerState
 from cri.state.store import Container, UnknownId
 from host.errors import InputError, NotFound, TimedOut
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 _KILL_SECONDS = 60.0
@@ -44,12 +45,14 @@ async def stop(core: Core, container: Container, *, timeout: float) -> None:
     if timeout > 0:
         with suppress(NotFound):
             await core.runtime.signal_container(record.sandbox_id, record.id, record.stop_signal)
+        reach("container_stop.signalled")
         with suppress(TimeoutError):
             await asyncio.wait_for(container.ended.wait(), timeout)
     if container.ended.is_set():
         return
     with suppress(NotFound):
         await core.runtime.signal_container(record.sandbox_id, record.id, signal.SIGKILL, all=True)
+    reach("container_stop.killed")
     try:
         await asyncio.wait_for(container.ended.wait(), _KILL_SECONDS)
     except TimeoutError as exc:

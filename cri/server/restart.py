@@ -8,14 +8,16 @@ ended meanwhile gets its exit. The kernel is believed, the records are corrected
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
 from cri.images.errors import ImageError
 from cri.network import NetworkError
 from cri.runtime.spec import ContainerExit
-from cri.server.container_create import data_folder, prepare_again, undo_container
+from cri.server.container_create import DELETE_LAYER, data_folder, prepare_again, undo_container
 from cri.server.container_events import apply_exit, lose_sandbox, take_exits
 from cri.server.container_layers import delete_folder
 from cri.server.core import Core
@@ -23,8 +25,14 @@ from cri.server.sandbox_run import undo_sandbox
 from cri.state.records import ContainerState, SandboxState
 from cri.state.store import Sandbox
 from host.errors import HostError, InputError
+from host.failpoints import reach
 
 log = logging.getLogger(__name__)
+
+_RECOVER = "recover"
+_PATIENCE_SECONDS = 10.0
+"""How long the socket may stay shut for sandboxes that do not answer: well below the 90 s after which systemd
+takes a program that starts for one that hangs."""
 
 
 async def recover(core: Core) -> None:
@@ -33,10 +41,14 @@ async def recover(core: Core) -> None:
         if container.record.state is not ContainerState.MAKING:
             for image_id in (container.record.image_id, *container.record.volume_images):
                 _hold_image(core, container.id, image_id)
+    reach("recover.images_held")
     sandboxes = list(core.store.sandboxes.values())
-    await asyncio.gather(*(_recover_sandbox(core, sandbox) for sandbox in sandboxes))
+    await _recover_sandboxes(core, sandboxes)
+    reach("recover.sandboxes")
     await _drop_orphans(core)
+    reach("recover.orphans")
     await core.images.collect()
+    reach("recover.images")
     await _collect_network(core)
 
 
@@ -45,6 +57,28 @@ def _hold_image(core: Core, container_id: str, image_id: str) -> None:
         core.images.hold(image_id, container_id)
     except ImageError as exc:
         log.warning("image of container %s is gone: %s", container_id, exc)
+
+
+async def _recover_sandboxes(core: Core, sandboxes: Sequence[Sandbox]) -> None:
+    """All at once. One that is stuck (a stopped supervisor, a network plugin that hangs) is named, and goes
+    on by itself while the others are served."""
+    late = {sandbox.id for sandbox in sandboxes}
+
+    async def recover_one(sandbox: Sandbox) -> None:
+        await _recover_sandbox(core, sandbox)
+        late.discard(sandbox.id)
+
+    for sandbox in sandboxes:
+        core.joined.begin((_RECOVER, sandbox.id), functools.partial(recover_one, sandbox))
+    try:
+        await asyncio.wait_for(core.joined.settle(_RECOVER), _PATIENCE_SECONDS)
+    except TimeoutError:
+        for sandbox_id in sorted(late):
+            meta = core.store.sandboxes[sandbox_id].config.metadata
+            log.error(
+                "pod %s/%s is stuck: sandbox %s is not recovered after %.0f s, the others go on without it",
+                *(meta.namespace, meta.name, sandbox_id, _PATIENCE_SECONDS),
+            )
 
 
 async def _recover_sandbox(core: Core, sandbox: Sandbox) -> None:
@@ -95,7 +129,7 @@ async def _drop_orphans(core: Core) -> None:
     for container in list(core.store.containers.values()):
         if container.record.sandbox_id not in core.store.sandboxes:
             await undo_container(core, container)
-    await core.joined.settle()  # layers are being deleted in there
+    await core.joined.settle(DELETE_LAYER)
     folder = data_folder(core, "x").parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():

@@ -11,6 +11,7 @@ from cri.server.container_remove import remove
 from cri.server.core import Core
 from cri.server.sandbox_stop import stop_sandbox
 from cri.state.store import Sandbox, UnknownId
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 
@@ -27,10 +28,13 @@ async def remove_pod_sandbox(core: Core, request: pb.RemovePodSandboxRequest) ->
 async def remove_sandbox(core: Core, sandbox: Sandbox) -> None:
     """Stop, remove the containers, remove the sandbox. May be repeated after a failure."""
     await stop_sandbox(core, sandbox)
+    reach("sandbox_remove.stopped")
     for container in core.store.containers_of(sandbox.id):
         await remove(core, container)
+    reach("sandbox_remove.containers")
     async with sandbox.lock:
         await core.runtime.remove_sandbox(sandbox.id)
+        reach("sandbox_remove.runtime")
         await core.joined.settle(DELETE_LAYER, sandbox.id)
         tell(core, pb.CONTAINER_DELETED_EVENT, sandbox.id, sandbox.id)
         core.store.drop_sandbox(sandbox.id)

@@ -24,7 +24,8 @@ from cri.server.sandbox_check import check_sandbox
 from cri.server.sandbox_plan import pod_network, sandbox_key, sandbox_spec, small_files
 from cri.state.records import SandboxRecord, SandboxState
 from cri.state.store import Sandbox
-from host.errors import HostError, from_errno
+from host.errors import Busy, HostError, from_errno
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, ha
             continue
         if other.record.state is SandboxState.READY:
             return other.id
+        if other.record.state is SandboxState.MAKING:  # not by an equal call, which would have been joined
+            raise Busy(errno.EBUSY, f"pod {key[0]}/{key[1]}", f"half-made sandbox {other.id} is being undone")
         raise AlreadyExists(
             f"pod {key[0]}/{key[1]} attempt {key[3]} has the stopped sandbox {other.id}: remove it"
         )
@@ -84,14 +87,18 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, ha
     )
     sandbox = core.store.add_sandbox(record, config)
     try:
+        reach("sandbox_run.recorded")
         for name, content in files.items():
             write_small(core.store.sandbox_folder(sandbox_id) / name, content)
         await core.runtime.create_sandbox(spec)
+        reach("sandbox_run.namespaces")
         if conflist:
             pod = pod_network(config, sandbox_id=sandbox_id, netns=record.netns)
             result = await core.network.add(conflist, pod)
+            reach("sandbox_run.network_added")
             record = msgspec.structs.replace(record, network={"config": conflist, "result": result})
         core.store.put_sandbox(sandbox, msgspec.structs.replace(record, ready_at=core.now()))
+        reach("sandbox_run.ready")
     except BaseException as exc:
         await _give_up(core, sandbox, exc)
         raise
@@ -127,6 +134,7 @@ async def undo_sandbox(core: Core, sandbox: Sandbox) -> None:
     """Take back whatever of a sandbox exists; works from the record alone and may be repeated."""
     await disconnect(core, sandbox)
     await core.runtime.remove_sandbox(sandbox.id)
+    reach("sandbox_undo.removed")
     core.store.drop_sandbox(sandbox.id)
     core.rates.forget(sandbox.config.linux.cgroup_parent)
 
@@ -137,6 +145,7 @@ async def disconnect(core: Core, sandbox: Sandbox) -> None:
     if record.network and not record.network_removed:
         pod = pod_network(sandbox.config, sandbox_id=sandbox.id, netns=record.netns)
         await core.network.delete(record.network["config"], pod, record.network.get("result") or {})
+        reach("sandbox_stop.network_deleted")
         core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, network_removed=True))
 
 

@@ -14,6 +14,7 @@ from cri.server.core import Core
 from cri.server.sandbox_run import disconnect
 from cri.state.records import SandboxState
 from cri.state.store import Sandbox, UnknownId
+from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
 
@@ -34,10 +35,13 @@ async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
         if not was_ready and (sandbox.record.network_removed or not sandbox.record.network):
             return
         await disconnect(core, sandbox)
+        reach("sandbox_stop.disconnected")
         await core.runtime.stop_sandbox(sandbox.id)
+        reach("sandbox_stop.ended")
         if was_ready:
             await core.joined.settle(PREPARE, sandbox.id)
             await take_exits(core, sandbox)
             lose_containers(core, sandbox)
+            reach("sandbox_stop.exits")
             core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)

@@ -6,8 +6,13 @@
 Disk first, then memory, so that a crash in between repeats a step instead of losing one. Records are not
 fsynced: a killed daemon loses nothing the kernel has in its page cache, and after a power cut no container is
 left for the records to be about (a cut record fails its checksum and is set aside). Each version gets a new
-name and the one before is then unlinked, because ext4 flushes the data of a file that is renamed over another
-(auto_da_alloc), which costs 2 ms against 0.05 ms; the highest number is the truth.
+name, because ext4 flushes the data of a file that is renamed over another (auto_da_alloc), which costs 2 ms
+against 0.05 ms; the highest number is the truth.
+
+The last two versions stay, and the first one that is not of something in the making is written twice. So when
+a record turns out damaged, the one before it has the same identity, configuration and network, and what is
+newer (an exit, a stop) is known to the supervisor and the kernel. A folder without any good record is moved
+to <state>/damaged for a person to look at; what the kernel has of it is then removed as an orphan.
 
 Not for: files of the running containers (cri/runtime) and images (cri/images).
 """
@@ -29,9 +34,11 @@ from cri.state.records import (
     RECORD_VERSION,
     SANDBOX_KIND,
     ContainerRecord,
+    ContainerState,
     SandboxRecord,
+    SandboxState,
 )
-from host.errors import InputError
+from host.errors import HostError, InputError, from_oserror
 from host.files import CorruptRecord, quarantine, read_record, write_record
 from proto.cri import runtime_pb2 as pb
 
@@ -87,7 +94,11 @@ class Store:
         self._container_root = state / "containers"
 
     def load(self) -> None:
-        """Read every record. One that cannot be trusted is set aside and logged, never fatal."""
+        """Read every record. One that cannot be trusted is set aside and logged, never fatal.
+
+        Raises:
+            NewerRecord: a later release has been at work here; nothing has been changed.
+        """
         for root in (self._sandbox_root, self._container_root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for version, record in _records(self._sandbox_root, SANDBOX_KIND, SandboxRecord):
@@ -102,27 +113,50 @@ class Store:
     def add_sandbox(self, record: SandboxRecord, config: pb.PodSandboxConfig) -> Sandbox:
         """Begin a sandbox: its record is on disk when this returns."""
         sandbox = Sandbox(record, config)
-        (self._sandbox_root / record.id).mkdir(mode=0o700, parents=True)
-        self.put_sandbox(sandbox, record)
+        sandbox.version = _begin(self._sandbox_root, SANDBOX_KIND, record)
         self.sandboxes[record.id] = sandbox
         return sandbox
 
     def put_sandbox(self, sandbox: Sandbox, record: SandboxRecord) -> None:
-        """Replace the facts of a sandbox."""
-        sandbox.version = _write(self._sandbox_root, SANDBOX_KIND, record, sandbox.version)
+        """Replace the facts of a sandbox.
+
+        Raises:
+            HostError: the disk refused, and the facts before are still the truth.
+        """
+        for _ in range(2 if sandbox.record.state is SandboxState.MAKING else 1):
+            sandbox.version = _write(self._sandbox_root, SANDBOX_KIND, record, sandbox.version)
         sandbox.record = record
+
+    def note_sandbox(self, sandbox: Sandbox, record: SandboxRecord) -> None:
+        """Replace the facts after something has happened: a full disk does not undo it, so memory has it."""
+        try:
+            self.put_sandbox(sandbox, record)
+        except HostError as exc:
+            log.error("facts of sandbox %s are in memory only: %s", sandbox.id, exc)
+            sandbox.record = record
 
     def add_container(self, record: ContainerRecord, config: pb.ContainerConfig) -> Container:
         """Begin a container: its record is on disk when this returns."""
         container = Container(record, config)
-        (self._container_root / record.id).mkdir(mode=0o700, parents=True)
-        self.put_container(container, record)
+        container.version = _begin(self._container_root, CONTAINER_KIND, record)
         self.containers[record.id] = container
         return container
 
     def put_container(self, container: Container, record: ContainerRecord) -> None:
-        """Replace the facts of a container, and wake who waits for its end."""
-        container.version = _write(self._container_root, CONTAINER_KIND, record, container.version)
+        """Replace the facts of a container, and wake who waits for its end; raises as `put_sandbox`."""
+        for _ in range(2 if container.record.state is ContainerState.MAKING else 1):
+            container.version = _write(self._container_root, CONTAINER_KIND, record, container.version)
+        self._take(container, record)
+
+    def note_container(self, container: Container, record: ContainerRecord) -> None:
+        """The same after something has happened, as `note_sandbox`."""
+        try:
+            self.put_container(container, record)
+        except HostError as exc:
+            log.error("facts of container %s are in memory only: %s", container.id, exc)
+            self._take(container, record)
+
+    def _take(self, container: Container, record: ContainerRecord) -> None:
         container.record = record
         if record.finished_at:
             container.ended.set()
@@ -178,14 +212,33 @@ def _find(items: Mapping[str, T], wanted: str, noun: str) -> T:
 R = TypeVar("R", SandboxRecord, ContainerRecord)
 
 
+def _begin(root: Path, kind: str, record: SandboxRecord | ContainerRecord) -> int:
+    """The folder with the first record in it, or, where the disk refuses, nothing."""
+    folder = root / record.id
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        return _write(root, kind, record, 0)
+    except OSError as exc:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise from_oserror(exc, f"begin record {folder}") from exc
+
+
 def _write(root: Path, kind: str, record: SandboxRecord | ContainerRecord, version: int) -> int:
     folder = root / record.id
     data = msgspec.to_builtins(record)
     write_record(folder / f"{version + 1}{_SUFFIX}", data, kind=kind, version=RECORD_VERSION, sync=False)
-    for old in (version, version - 1):  # two, as a crash may have left the one before as well
+    for old in (version - 1, version - 2):  # two, as a crash may have left the one before as well
         if old > 0:
             (folder / f"{old}{_SUFFIX}").unlink(missing_ok=True)
     return version + 1
+
+
+def _move_aside(folder: Path) -> Path:
+    """Out of the way, and in place of what may be there of an earlier time."""
+    target = folder.parents[1] / "damaged" / f"{folder.parent.name}-{folder.name}"
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    return folder.rename(target)
 
 
 def _versions(folder: Path) -> list[int]:
@@ -199,6 +252,7 @@ def _records(root: Path, kind: str, model: type[R]) -> Iterator[tuple[int, R]]:
         if not versions and folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):
             shutil.rmtree(folder)  # the daemon was killed before its first record: nothing else was made
             continue
+        record = None
         for version in versions:
             path = folder / f"{version}{_SUFFIX}"
             try:
@@ -209,3 +263,5 @@ def _records(root: Path, kind: str, model: type[R]) -> Iterator[tuple[int, R]]:
             if record.id == folder.name:
                 yield version, record
             break
+        if record is None or record.id != folder.name:
+            log.error("no good record of %s: moved to %s", folder, _move_aside(folder))

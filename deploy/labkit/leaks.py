@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from deploy.labkit import cgroups, processes
 from deploy.labkit.errors import CommandFailed
@@ -50,10 +51,15 @@ def take(layout: Layout) -> Picture:
     )
 
 
-def difference(before: Picture, after: Picture) -> list[str]:
-    """One line for each thing that came (`left behind`) or went (`taken away`)."""
+def difference(before: Any, after: Any) -> list[str]:
+    """One line for each thing that came (`left behind`) or went (`taken away`).
+
+    Args:
+        before: a `Picture`, or any other dataclass of sets of words.
+        after: one of the same type.
+    """
     found = []
-    for field in fields(Picture):
+    for field in fields(before):
         old, new = getattr(before, field.name), getattr(after, field.name)
         found += [f"{field.name}: left behind: {thing}" for thing in sorted(new - old)]
         found += [f"{field.name}: taken away: {thing}" for thing in sorted(old - new)]

@@ -5,7 +5,8 @@ import isolation
 import pytest
 
 throw_away_namespaces, new_netns = isolation.throw_away_namespaces, isolation.new_netns
-daemon, node, handler = crinode.daemon, crinode.node, crinode.handler
+daemon, node, bare_node = crinode.daemon, crinode.node, crinode.bare_node
+handler = crinode.handler
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,15 +12,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import crileaks
 import pytest
 from criclient import BUSYBOX, CriClient
 
 from cni.config import render_conflist
 from deploy.labkit.images import Entry, build_image
-from host import processes
+from host import failpoints, processes
 from host.cgroups import Cgroups
 
 __all__ = ["BUSYBOX", "VOLUMES", "CriNode", "build_images", "daemon", "node", "running", "serving"]
@@ -116,11 +117,12 @@ class CriNode(CriClient):
             *(f"--runtime-handler={name}={path}" for name, path in EXTERNAL.items()),
         ]
 
-    def launch_daemon(self) -> None:
-        """Start the process."""
+    def launch_daemon(self, failpoint: str = "") -> None:
+        """Start the process, armed with a fail point (see host/failpoints.py)."""
         argv = [sys.executable, "-X", "utf8", "-m", "cri.main", *self.arguments]
+        env = os.environ | {failpoints.VARIABLE: failpoint}
         with (self.folder / "daemon.log").open("ab") as log:
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
     def kill(self, number: int = signal.SIGTERM) -> int:
         """Signal the daemon and wait for its end; its exit status."""
@@ -128,12 +130,40 @@ class CriNode(CriClient):
         self._process.send_signal(number)
         return self._process.wait(20)
 
-    async def restart(self, number: int = signal.SIGKILL) -> None:
+    async def restart(self, number: int = signal.SIGKILL, *, failpoint: str = "") -> None:
         """Kill the daemon and start it again."""
-        await self.disconnect()
         self.kill(number)
-        self.launch_daemon()
-        await self.connect()
+        await self.revive(failpoint=failpoint)
+
+    async def revive(self, *, failpoint: str = "", answers: bool = True) -> None:
+        """Start the daemon again after its end; without `answers` it is not waited for."""
+        self.wait_end()
+        await self.disconnect()
+        self.launch_daemon(failpoint)
+        if answers:
+            await self.connect()
+
+    def wait_end(self) -> None:
+        """Wait until the daemon has ended."""
+        assert self._process is not None
+        self._process.wait(20)
+
+    @property
+    def exit_status(self) -> int | None:
+        """Of the daemon, once it has ended."""
+        assert self._process is not None
+        return self._process.returncode
+
+    def has_ended(self) -> bool:
+        """Whether the daemon has ended, give or take the moment its socket needs to tell."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.1)
+        return self._process.returncode is not None
+
+    def picture(self) -> crileaks.Picture:
+        """What there is of its pods on this machine."""
+        return crileaks.take(self.folder, self.cgroup_parent, daemon=self.pid)
 
     @property
     def pid(self) -> int:
@@ -180,6 +210,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, throw_away_namespaces: None
     build_images(folder / "registry")
     with serving(folder / "registry") as registry, running(folder, registry=registry) as node:
         yield node
+
+
+@pytest.fixture
+async def bare_node(daemon: CriNode) -> AsyncIterator[CriNode]:
+    """A connection to the node, whatever images it has; its pods are removed afterwards."""
+    await daemon.connect()
+    yield daemon
+    await daemon.clean()
+    await daemon.disconnect()
 
 
 @pytest.fixture

@@ -168,3 +168,22 @@ async def test_garbage_is_collected_only_by_plugins_that_know_how(network, tmp_p
     await network.collect(parse_conflist(conflist("gc", cniVersion="1.1.0"), "file"), ["ab"])
     sent = json.loads((tmp_path / "gc").read_text())
     assert sent["cni.dev/valid-attachments"] == [{"containerID": "ab", "ifname": "eth0"}]
+
+
+@pytest.mark.parametrize(
+    ("versions", "chosen"),
+    [
+        ({"cniVersion": "1.0.0", "cniVersions": ["0.3.1", "1.0.0", "1.1.0"]}, "1.1.0"),
+        ({"cniVersion": "1.0.0", "cniVersions": ["9.0.0", "0.4.0"]}, "1.0.0"),
+        ({"cniVersion": "0.4.0"}, "0.4.0"),
+    ],
+)
+def test_the_highest_version_that_both_sides_speak_is_used(versions, chosen):
+    """GC, which gives lost addresses back, exists since 1.1.0 only."""
+    raw = json.dumps({"name": "n", "plugins": [{"type": "x"}], **versions}).encode()
+    assert parse_conflist(raw, "file")["cniVersion"] == chosen
+
+
+def test_versions_that_are_no_list_are_refused():
+    with pytest.raises(InputError, match="file: cniVersions must be a list of strings"):
+        parse_conflist(b'{"name":"n","cniVersion":"1.0.0","cniVersions":3,"plugins":[{"type":"x"}]}', "file")

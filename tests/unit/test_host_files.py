@@ -6,7 +6,16 @@ import os
 import pytest
 
 from host.errors import Busy, Denied, HostError, InputError, NoSpace, NotFound, from_errno
-from host.files import CorruptRecord, locked, quarantine, read_input, read_record, write_atomic, write_record
+from host.files import (
+    CorruptRecord,
+    NewerRecord,
+    locked,
+    quarantine,
+    read_input,
+    read_record,
+    write_atomic,
+    write_record,
+)
 
 
 def test_a_record_comes_back_as_written(tmp_path):
@@ -20,7 +29,7 @@ def test_an_older_version_is_read_and_a_newer_one_refused(tmp_path):
     path = tmp_path / "r.json"
     write_record(path, 1, kind="lease", version=2)
     assert read_record(path, kind="lease", version=3) == 1
-    with pytest.raises(CorruptRecord, match="newer"):
+    with pytest.raises(NewerRecord, match="version 2 is newer than 1"):
         read_record(path, kind="lease", version=1)
 
 
