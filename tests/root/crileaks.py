@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.labkit.leaks import difference
 from host.cgroups import Cgroups
 
-__all__ = ["Picture", "difference", "take"]
+__all__ = ["Picture", "difference", "of_pods", "take"]
 
 _STATE = ("state/sandboxes", "state/containers", "state/runtime/sandboxes", "root/containers")
 _STORE = ("root/images/tmp", "root/images/layers", "root/images/blobs/sha256", "root/images/images")
@@ -58,6 +58,12 @@ def take(folder: Path, cgroup: str, *, daemon: int = 0) -> Picture:
         state=frozenset(f"{place}/{name}" for place in _STATE for name in _names(folder / place)),
         store=frozenset(f"{place}/{name}" for place in _STORE for name in _names(folder / place)),
     )
+
+
+def of_pods(picture: Picture) -> list[str]:
+    """What is there only while there are pods."""
+    kinds = ("mounts", "namespaces", "cgroups", "links", "leases", "processes", "state")
+    return sorted(f"{kind}: {name}" for kind in kinds for name in getattr(picture, kind))
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crileaks
 import grpc
 import pytest
 from crinode import EXTERNAL, CriNode
 from test_cri_pods import refused
-from test_cri_recovery import leftovers
 from wsclient import open_stream
 
 from host import processes, syscalls
@@ -44,7 +44,7 @@ async def test_an_unknown_handler_is_refused_with_the_known_ones(node: CriNode):
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "no runtime for 'kata' is configured" in words
     assert all(name in words for name in EXTERNAL)
-    assert leftovers(node) == []
+    assert crileaks.of_pods(node.picture()) == []
 
 
 async def test_status_lists_every_handler_with_what_it_says_of_itself(node: CriNode):
@@ -262,7 +262,7 @@ async def test_created_and_never_started(node: CriNode, handler: str):
     await node.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=first))
     await node.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox))
     await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
-    assert leftovers(node) == []
+    assert crileaks.of_pods(node.picture()) == []
 
 
 @pytest.mark.parametrize("user", ["nobody-of-that-name", "99999999999"])
@@ -278,7 +278,7 @@ async def test_a_user_that_the_image_does_not_know(node: CriNode, handler: str, 
     assert code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INVALID_ARGUMENT)
     assert user in words
     await node.clean()
-    assert leftovers(node) == []
+    assert crileaks.of_pods(node.picture()) == []
 
 
 async def test_kill_9_amid_a_start_leaves_nothing_behind(node: CriNode, handler: str):
@@ -293,7 +293,7 @@ async def test_kill_9_amid_a_start_leaves_nothing_behind(node: CriNode, handler:
         await node.restart()
         await asyncio.gather(call, return_exceptions=True)
         await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
-    assert leftovers(node) == []
+    assert crileaks.of_pods(node.picture()) == []
 
 
 async def test_stop_amid_a_start(node: CriNode, handler: str):
@@ -309,7 +309,7 @@ async def test_stop_amid_a_start(node: CriNode, handler: str):
         await asyncio.gather(call, return_exceptions=True)
         assert (await node.status(container)).state == pb.CONTAINER_EXITED
         await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
-    assert leftovers(node) == []
+    assert crileaks.of_pods(node.picture()) == []
 
 
 def test_a_handler_without_a_program_stops_the_start(tmp_path: Path):
