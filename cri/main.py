@@ -59,9 +59,10 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc")) -> None:
         and not (settings.cgroup_root / "memory").exists()
     ):
         raise InputError(f"no cgroups in {settings.cgroup_root}: mount cgroup2 there, or set --cgroup-root")
-    registries = settings.registry_config_dir
-    if registries.exists() and not registries.is_dir():
-        raise InputError(f"--registry-config-dir {registries} is not a directory")
+    for name in ("registry_config_dir", "cni_conf_dir", "cni_bin_dir", "seccomp_root"):
+        folder: Path = getattr(settings, name)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--{name.replace('_', '-')} {folder} is not a directory")
     check_free(settings.socket_path)
 
 

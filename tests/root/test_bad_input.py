@@ -253,6 +253,8 @@ def test_a_machine_without_iptables(tmp_path):
         ({"root": "relative"}, "--root 'relative' must be an absolute path"),
         ({"state": "/proc/none"}, "--state: /proc/none cannot be made"),
         ({"registry_config_dir": "/dev/null"}, "--registry-config-dir /dev/null is not a directory"),
+        ({"cni_conf_dir": "/dev/null"}, "--cni-conf-dir /dev/null is not a directory"),
+        ({"cni_bin_dir": "/dev/null"}, "--cni-bin-dir /dev/null is not a directory"),
         ({"stream_address": "0.0.0.0:1"}, "--stream-address"),
         ({"cgroup_root": "/dev"}, "no cgroups in /dev"),
         ({"config": "/nowhere/cri.yaml"}, "/nowhere/cri.yaml"),
