@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -117,9 +117,9 @@ class CriNode(CriClient):
             *(f"--runtime-handler={name}={path}" for name, path in EXTERNAL.items()),
         ]
 
-    def launch_daemon(self, failpoint: str = "") -> None:
-        """Start the process, armed with a fail point (see host/failpoints.py)."""
-        argv = [sys.executable, "-X", "utf8", "-m", "cri.main", *self.arguments]
+    def launch_daemon(self, failpoint: str = "", *, arguments: Sequence[str] = ()) -> None:
+        """Start the process, armed with a fail point (see host/failpoints.py), with further arguments."""
+        argv = [sys.executable, "-X", "utf8", "-m", "cri.main", *self.arguments, *arguments]
         env = os.environ | {failpoints.VARIABLE: failpoint}
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
