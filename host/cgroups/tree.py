@@ -12,6 +12,7 @@ import functools
 import os
 import signal
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from host.cgroups import cpu, cpuset, devicefilter, devices, hugetlb, io, memory, pids, pressure, unified
 from host.cgroups.files import Read, Write, apply, reader
 from host.cgroups.model import CgroupStats, Resources
-from host.errors import Busy, InputError, from_oserror
+from host.errors import Busy, InputError, NotFound, from_oserror
 
 Mode = Literal["v1", "hybrid", "v2"]
 CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, io, devices, unified)
@@ -227,8 +228,9 @@ class Cgroups:
         until it holds nobody who has not been signalled, so that a fork in between does not escape.
         """
         at_once = self.kill_file(path)
-        if at_once is not None and at_once.exists():
-            apply(at_once.parent, [Write(at_once.name, "1")])
+        if at_once is not None:
+            with suppress(NotFound):  # an older kernel, or the cgroup has just been removed
+                apply(at_once.parent, [Write(at_once.name, "1")])
         done: set[int] = set()
         while fresh := set(self.pids(path)) - done:
             for pid in fresh:
