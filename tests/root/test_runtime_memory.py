@@ -21,7 +21,8 @@ async def test_a_large_output_leaves_no_buffers_behind(pod: Lab) -> None:
     supervisor = (await pod.runtime.sandbox_facts("pod")).pid
     await pod.sh("seq 1 100")
     before = own_memory(supervisor)
+    # Some 1,400 KiB would stay; what the spawner's next fork and other code cost is a few hundred.
     await pod.sh("seq 1 3000000 | head -c 20000000")
     async with asyncio.timeout(10):
-        while own_memory(supervisor) > before + 300:
+        while own_memory(supervisor) > before + 800:
             await asyncio.sleep(0.1)

@@ -281,5 +281,8 @@ class TestEnds:
 
     async def test_a_damaged_record_makes_no_root_of_the_node(self, pod: Lab) -> None:
         """Without the record the maps are not known: then no container may start as the node's root."""
-        (pod.base / "state/sandboxes/pod/sandbox").write_bytes(b"damaged")
+        records = list((pod.base / "state/sandboxes/pod").glob("sandbox*"))
+        assert records
+        for record in records:
+            record.write_bytes(b"damaged")
         assert "user namespace" in await refused(pod, "true")
