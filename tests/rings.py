@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RINGS = ("unit", "contract", "root", "lab", "vm", "conformance")
-DEFAULT = ("unit", "contract", "root", "lab", "conformance")
+DEFAULT = ("unit", "contract", "conformance", "root", "lab")
 USAGE = f"usage: tests/run [{' | '.join(RINGS)} | PATH] ... [-- PYTEST-ARGUMENTS]"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tarfile
 from collections.abc import AsyncIterator
@@ -43,6 +44,7 @@ async def fake(node: CriNode) -> AsyncIterator[FakeRegistry]:
     (folder / "hosts.toml").write_text(f'server = "http://127.0.0.1:{runner.addresses[0][1]}"\n')
     yield registry
     await runner.cleanup()
+    shutil.rmtree(folder)  # later tests pull from the registry of all of them
 
 
 async def test_progress_is_seen_while_a_pull_goes_on(node: CriNode, fake: FakeRegistry):
