@@ -142,6 +142,11 @@ def test_a_difference_names_what_came_and_what_went():
     ]
 
 
+def test_the_conformance_ring_has_a_process_of_its_own(tmp_path):
+    paths = [str(tmp_path / "tests" / name) for name in ("unit", "conformance", "lab")]
+    assert rings.apart(paths, tmp_path) == (paths[1:2], [paths[0], paths[2]])
+
+
 def test_rings_become_paths(tmp_path):
     for ring in ("unit", "lab"):
         (tmp_path / "tests" / ring).mkdir(parents=True)
