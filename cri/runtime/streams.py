@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from cri.runtime.loop import Loop
 
 _CHUNK = 1 << 16
+_LARGE = 1 << 12
+"""Short lines grow six times by their heads, and are held three times while they are made."""
 _QUIET_SECONDS = 1.0
-"""After this time without a whole chunk the memory that large outputs took is given back."""
+"""After this time without a large read the memory that large outputs took is given back."""
 _BURST = 4
 """Chunks of one stream before the others have their turn."""
 PIPE = 1 << 18
@@ -126,9 +128,11 @@ class Output:
 
     def _ready(self, _events: int) -> None:
         for _ in range(_BURST):
-            if self.pump() < _CHUNK:
+            moved = self.pump()
+            if moved > _LARGE:
+                self._loop.alarm(syscalls.release_memory, _QUIET_SECONDS)
+            if moved < _CHUNK:
                 break
-            self._loop.alarm(syscalls.release_memory, _QUIET_SECONDS)
         if self._fd >= 0 and any(self._listeners.values()):
             self._loop.forget(self._fd)
             self._loop.alarm(self._cut_off, _STALL_SECONDS)
