@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from host.errors import HostError, TimedOut, from_oserror
+from host.errors import HostError, NoSpace, TimedOut, from_oserror
 
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SAFE_ENV: Mapping[str, str] = {"PATH": SAFE_PATH, "LC_ALL": "C"}
 _STDERR_TAIL = 2000
+_MAX_OUTPUT = 256 << 20  # a full table of a packet filter or of conntrack has tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -93,28 +96,69 @@ async def run_async(
     timeout: float = 30.0,
     env: Mapping[str, str] | None = None,
     check: bool = True,
+    max_output: int = _MAX_OUTPUT,
 ) -> Completed:
-    """`run` without blocking the event loop; a cancelled caller kills the helper."""
+    """`run` without blocking the event loop; a cancelled caller kills the helper.
+
+    The helper leads a process group of its own, and is killed with all of it. What it prints beyond
+    `max_output` bytes, on either stream, ends it too.
+
+    Raises:
+        NoSpace: it printed more than `max_output` bytes.
+        NotFound, TimedOut, ProcessFailed: as `run`.
+    """
+    loop = asyncio.get_running_loop()
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(env),
+        transport, output = await loop.subprocess_exec(
+            lambda: _Output(argv[0], max_output), *argv, env=_environment(env), process_group=0
         )
     except OSError as exc:
         raise from_oserror(exc, f"run {argv[0]}") from exc
     try:
-        stdout, stderr = await asyncio.wait_for(process.communicate(input), timeout)
+        _feed(transport, input)
+        async with asyncio.timeout(timeout):
+            await output.complete
     except TimeoutError as exc:
         raise TimedOut(errno.ETIMEDOUT, f"run {argv[0]}", f"killed after {timeout:g} s") from exc
     finally:
-        if process.returncode is None:
+        if transport.get_returncode() is None:  # not reaped, so the group's number is still its own
             with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    completed = Completed(process.returncode or 0, stdout, stderr)
+                os.killpg(transport.get_pid(), signal.SIGKILL)
+            await asyncio.shield(output.exited)
+        transport.close()  # a child that left the group may hold a pipe
+    completed = Completed(transport.get_returncode() or 0, *map(bytes, output.streams))
     if check and completed.returncode != 0:
         raise ProcessFailed(argv[0], completed)
     return completed
+
+
+class _Output(asyncio.SubprocessProtocol):
+    """What a helper prints, and its two ends: `exited`, and `complete` when its output is closed as well."""
+
+    def __init__(self, program: str, limit: int) -> None:
+        self._program, self._limit = program, limit
+        self.streams = (bytearray(), bytearray())
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        stream = self.streams[fd - 1]
+        stream += data
+        if len(stream) > self._limit and not self.complete.done():
+            words = f"printed more than {self._limit} bytes"
+            self.complete.set_exception(NoSpace(errno.ENOSPC, f"run {self._program}", words))
+
+    def process_exited(self) -> None:
+        self.exited.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.complete.done():
+            self.complete.set_result(None)
+
+
+def _feed(transport: asyncio.SubprocessTransport, data: bytes) -> None:
+    """Hand over the standard input; a helper need not read it."""
+    pipe = transport.get_pipe_transport(0)
+    if isinstance(pipe, asyncio.WriteTransport):
+        pipe.write(data)
+        pipe.write_eof()

@@ -25,11 +25,12 @@ async def get_version(core: Core, request: pb.VersionRequest) -> pb.VersionRespo
 
 
 async def get_status(core: Core, request: pb.StatusRequest) -> pb.StatusResponse:
-    """RuntimeReady, and NetworkReady with the reason while there is no usable CNI configuration."""
+    """RuntimeReady, and NetworkReady with the reason while there is no usable CNI configuration, or a plugin
+    of it says that it cannot connect pods now."""
     network = pb.RuntimeCondition(type="NetworkReady", status=True)
     conflist = None
     try:
-        conflist = core.network.conflist()
+        conflist = await core.joined.run(("network-status",), core.network.status)
     except NetworkError as exc:
         network = pb.RuntimeCondition(
             type="NetworkReady", status=False, reason="NetworkPluginNotReady", message=str(exc)

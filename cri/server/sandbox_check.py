@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from cri.network import bandwidth
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -35,6 +36,7 @@ def check_sandbox(config: pb.PodSandboxConfig) -> None:
     _check_namespaces(config.linux.security_context.namespace_options)
     for mapping in config.port_mappings:
         _check_port(mapping)
+    bandwidth(config.annotations)
 
 
 def _check_namespaces(options: pb.NamespaceOption) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cri.network import PodNetwork
+from cri.network import PodNetwork, bandwidth
 from cri.runtime.spec import SandboxSpec
 from cri.server.user_namespaces import pod_user_namespace
 from host.errors import InputError
@@ -119,6 +119,9 @@ def pod_network(config: pb.PodSandboxConfig, *, sandbox_id: str, netns: str) -> 
         uid=meta.uid,
         port_mappings=ports,
         dns=dns,
+        bandwidth=bandwidth(config.annotations),
+        cgroup_path=config.linux.cgroup_parent,
+        annotations=dict(config.annotations),
     )
 
 

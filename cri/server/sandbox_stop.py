@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cri.network import NetworkError
 from cri.server.container_events import lose_containers, take_exits, tell
 from cri.server.container_prepare import PREPARE
 from cri.server.core import Core
@@ -29,12 +30,16 @@ async def stop_pod_sandbox(core: Core, request: pb.StopPodSandboxRequest) -> pb.
 
 
 async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
-    """Kill what runs in it, disconnect it, and release its namespaces. May be repeated after a failure."""
+    """Disconnect it, kill what runs in it, and release its namespaces. May be repeated after a failure.
+
+    Raises:
+        NetworkError: a CNI plugin did not do its DEL; everything else is done.
+    """
     async with sandbox.lock:
         was_ready = sandbox.record.state is SandboxState.READY
         if not was_ready and (sandbox.record.network_removed or not sandbox.record.network):
             return
-        await disconnect(core, sandbox)
+        failure = await _try_disconnect(core, sandbox)
         reach("sandbox_stop.disconnected")
         await core.runtime.stop_sandbox(sandbox.id)
         reach("sandbox_stop.ended")
@@ -45,3 +50,15 @@ async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
             reach("sandbox_stop.exits")
             core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
+        if failure:
+            raise failure
+
+
+async def _try_disconnect(core: Core, sandbox: Sandbox) -> NetworkError | None:
+    """A network plugin that fails or hangs must not keep the pod's processes running: its error is for later,
+    and the record goes on saying that DEL is owed."""
+    try:
+        await disconnect(core, sandbox)
+    except NetworkError as exc:
+        return exc
+    return None

@@ -6,7 +6,15 @@ import stat
 
 import pytest
 
-from cri.network import Network, NetworkError, PodNetwork, parse_conflist, plugin_config, pod_ips
+from cri.network import (
+    Network,
+    NetworkError,
+    PodNetwork,
+    bandwidth,
+    parse_conflist,
+    plugin_config,
+    pod_ips,
+)
 from host.errors import InputError
 
 POD = PodNetwork(
@@ -29,7 +37,19 @@ def conflist(*types: str, **fields) -> bytes:
 def network(tmp_path) -> Network:
     (tmp_path / "net.d").mkdir()
     (tmp_path / "bin").mkdir()
-    return Network(conf_dir=tmp_path / "net.d", bin_dir=tmp_path / "bin")
+    clock = FakeClock()
+    found = Network(conf_dir=tmp_path / "net.d", bin_dir=tmp_path / "bin", monotonic=clock, plugin_seconds=5)
+    found.clock = clock
+    return found
+
+
+class FakeClock:
+    """Stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def plugin(tmp_path, name: str, script: str) -> None:
@@ -49,6 +69,11 @@ def plugin(tmp_path, name: str, script: str) -> None:
         (conflist(".hidden"), "plain file name"),
         (b'{"name": "n", "cniVersion": 1, "plugins": [{"type": "a"}]}', "cniVersion"),
         (b"[" * 100_000, "not JSON"),
+        (b" " * ((1 << 20) + 1), "larger than"),
+        (
+            b'{"name": "n", "cniVersion": "1.0.0", "plugins": [{"type": "a", "capabilities": 1}]}',
+            "capabilities",
+        ),
     ],
 )
 def test_a_bad_configuration_is_refused_with_its_fault(raw, words):
@@ -187,3 +212,78 @@ def test_the_highest_version_that_both_sides_speak_is_used(versions, chosen):
 def test_versions_that_are_no_list_are_refused():
     with pytest.raises(InputError, match="file: cniVersions must be a list of strings"):
         parse_conflist(b'{"name":"n","cniVersion":"1.0.0","cniVersions":3,"plugins":[{"type":"x"}]}', "file")
+
+
+def test_hidden_files_folders_and_other_names_do_not_count(network, tmp_path):
+    folder = tmp_path / "net.d"
+    (folder / "00-folder.conf").mkdir()
+    (folder / ".00-half.conflist").write_bytes(b"{")
+    (folder / "00-old.conflist.disabled").write_bytes(b"{")
+    (folder / "10-a.json").write_bytes(b'{"name": "json", "cniVersion": "1.0.0", "type": "bridge"}')
+    assert network.conflist()["name"] == "json"
+    (folder / "05-broken.conf").write_bytes(b"{")
+    with pytest.raises(NetworkError, match=r"uninitialized: .*05-broken.conf is not JSON"):
+        network.conflist()
+
+
+async def test_a_hanging_plugin_is_killed_and_named_with_its_time(tmp_path):
+    (tmp_path / "bin").mkdir()
+    plugin(tmp_path, "slow", "sleep 1000")
+    network = Network(conf_dir=tmp_path, bin_dir=tmp_path / "bin", plugin_seconds=0.2)
+    with pytest.raises(NetworkError, match=r"cni plugin slow ADD: killed after 0\.2 s"):
+        await network.add(parse_conflist(conflist("slow"), "file"), POD)
+
+
+async def test_endless_junk_is_not_collected(network, tmp_path):
+    plugin(tmp_path, "junk", "exec yes")
+    with pytest.raises(NetworkError, match=r"cni plugin junk ADD: .*printed more than"):
+        await network.add(parse_conflist(conflist("junk"), "file"), POD)
+
+
+async def test_all_plugins_have_their_turn_at_gc(network, tmp_path):
+    plugin(tmp_path, "bad", "exit 1")
+    plugin(tmp_path, "good", f"cat >{tmp_path}/gc")
+    config = parse_conflist(conflist("bad", "good", cniVersion="1.1.0"), "file")
+    with pytest.raises(NetworkError, match="cni plugin bad GC exited with 1: no reason given"):
+        await network.collect(config, [])
+    sent = json.loads((tmp_path / "gc").read_text())
+    assert (sent["cni.dev/valid-attachments"], sent["cni.dev/attachments"]) == ([], [])
+    (tmp_path / "gc").unlink()
+    await network.collect({**config, "disableGC": True}, [])
+    assert not (tmp_path / "gc").exists()
+
+
+async def test_a_good_state_is_believed_for_a_while_and_a_bad_one_never(network, tmp_path):
+    plugin(tmp_path, "one", f"echo $CNI_COMMAND >>{tmp_path}/calls; [ ! -e {tmp_path}/bad ]")
+
+    async def asked() -> int:
+        await network.status()
+        return len((tmp_path / "calls").read_text().split())
+
+    (tmp_path / "net.d" / "10.conflist").write_bytes(conflist("one", cniVersion="1.1.0"))
+    assert [await asked(), await asked()] == [1, 1]
+    network.clock.now += 11
+    (tmp_path / "bad").touch()
+    for _ in range(2):
+        with pytest.raises(NetworkError, match="cni plugin one STATUS exited with 1"):
+            await network.status()
+    (tmp_path / "bad").unlink()
+    assert await asked() == 4
+    (tmp_path / "net.d" / "05.conflist").write_bytes(conflist("one", cniVersion="1.0.0"))
+    assert await asked() == 4, "STATUS exists since 1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("1k", 1000), ("10M", 10**7), ("1.5M", 1_500_000), ("1Mi", 1 << 20), ("1P", 10**15), ("2e6", 2 * 10**6)],
+)
+def test_bandwidth_annotations(text, rate):
+    found = bandwidth({"kubernetes.io/egress-bandwidth": text, "other": "x"})
+    assert found == {"egressRate": rate, "egressBurst": max(rate // 10, 1 << 20)}
+    assert bandwidth({}) == {}
+
+
+@pytest.mark.parametrize("text", ["", "999", "0", "-1M", "1MB", "1e99", "\u0661k", "2P", "1 M", "9" * 30])
+def test_bandwidth_that_makes_no_sense_is_refused(text):
+    with pytest.raises(InputError, match="annotation kubernetes"):
+        bandwidth({"kubernetes.io/ingress-bandwidth": text})
