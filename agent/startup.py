@@ -134,6 +134,7 @@ def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodS
         max_parallel_pulls=kubelet.max_parallel_image_pulls or 10,
         memory_capacity=memory,
         unsafe_sysctls=kubelet.allowed_unsafe_sysctls,
+        crash_log_lines=settings.nodelet.crash_log_lines,
     )
 
 

@@ -1,8 +1,9 @@
 """Recording core/v1 Events, as `kubectl describe` shows them, without ever holding up the caller.
 
 Equal events (same object, reason, message) within ten minutes become one with a higher count, as kubelet's
-are. At most `QUEUE` events wait; when the API is away the oldest are dropped and counted. Not a log: the log
-has its own line for each event (`event ...`).
+are; many similar ones become one, and a flood is cut off (`agent.api.event_limits`). At most `QUEUE` events
+wait; when the API is away the oldest are dropped and counted. Not a log: the log has its own line for each
+event (`event ...`).
 
 Source: k8s.io/client-go/tools/record/events_cache.go (correlation), k8s.io/api/core/v1 Event.
 """
@@ -16,6 +17,7 @@ import logging
 
 from agent.api import errors
 from agent.api.client import ApiClient, PatchKind
+from agent.api.event_limits import COMBINED, EventLimits
 from agent.api.meta import ObjectMeta, ObjectReference
 from agent.api.resources import EVENTS
 from agent.api.structs import Event, EventSource
@@ -31,10 +33,13 @@ MESSAGE_LIMIT = 1024
 """The API server refuses longer messages."""
 
 Key = tuple[str, str, str, str, str]
+_ANY = ""
+"""Stands for the message in the key of events that are told as one."""
 
 
 @dataclasses.dataclass
 class _Series:
+    message: str
     name: str
     namespace: str
     first: float
@@ -60,18 +65,24 @@ class EventRecorder:
         self._queue: collections.deque[tuple[Key, ObjectReference, str]] = collections.deque()
         self._series: collections.OrderedDict[Key, _Series] = collections.OrderedDict()
         self._wake = asyncio.Event()
+        self._limits = EventLimits()
         self.dropped = 0
 
     def record(self, ref: ObjectReference, *, type: str, reason: str, message: str) -> None:
         """Note an event: `type` "Normal" or "Warning", `reason` one CamelCase word, `message` for people."""
-        now = self._clock.now()
         message = message[:MESSAGE_LIMIT]
         subject = f"{ref.kind.lower()}/{ref.namespace}/{ref.name}".replace("//", "/")
         log.info("event object=%s type=%s reason=%s message=%r", subject, type, reason, message)
         if self._client is None:
             return
-        key = (ref.uid or ref.name, ref.field_path, type, reason, message)
-        self._count(key, ref, now)
+        owner, ticks = ref.uid or ref.name, self._clock.monotonic()
+        together = self._limits.combined(f"{owner}{ref.field_path}", type, reason, message, now=ticks)
+        if not self._limits.admitted(owner, now=ticks):
+            return
+        key = (owner, ref.field_path, type, reason, _ANY if together else message)
+        if together:
+            message = (COMBINED + message)[:MESSAGE_LIMIT]
+        self._count(key, ref, message)
         if any(queued == key for queued, _, _ in self._queue):
             return
         self._queue.append((key, ref, type))
@@ -80,14 +91,16 @@ class EventRecorder:
             self.dropped += 1
         self._wake.set()
 
-    def _count(self, key: Key, ref: ObjectReference, now: float) -> None:
+    def _count(self, key: Key, ref: ObjectReference, message: str) -> None:
+        now = self._clock.now()
         series = self._series.pop(key, None)
         if series is None or now - series.last > AGGREGATION_WINDOW:
             # The name is the object's and the time in hexadecimal nanoseconds, as client-go's.
             name = f"{ref.name}.{int(now * 1e9) + len(self._series) % 1000:x}"
-            series = _Series(name, ref.namespace or "default", now, now, 0)
+            series = _Series(message, name, ref.namespace or "default", now, now, 0)
         series.count += 1
         series.last = now
+        series.message = message
         self._series[key] = series
         while len(self._series) > QUEUE * 4:
             self._series.popitem(last=False)
@@ -119,7 +132,7 @@ class EventRecorder:
         last = format_time(series.last)
         if series.sent:
             try:
-                body = {"count": series.count, "lastTimestamp": last}
+                body = {"count": series.count, "lastTimestamp": last, "message": series.message}
                 await client.patch(
                     EVENTS, series.name, body, namespace=series.namespace, kind=PatchKind.STRATEGIC
                 )
@@ -130,7 +143,7 @@ class EventRecorder:
             metadata=ObjectMeta(name=series.name, namespace=series.namespace),
             involved_object=ref,
             reason=key[3],
-            message=key[4],
+            message=series.message,
             source=self._source,
             first_timestamp=format_time(series.first),
             last_timestamp=last,

@@ -67,6 +67,8 @@ class NodeletConfiguration(Section, frozen=True, kw_only=True):
     overlay: OverlaySettings = OverlaySettings()
     cni: CniSettings = CniSettings()
     proxy: ProxySettings = ProxySettings()
+    crash_log_lines: int = 3
+    """Last lines of a crashed container's log that its event shows; 0: none."""
     declare_web_sockets: bool = True
     """Declare the node feature ExtendWebSocketsToKubelet, so that exec streams arrive as WebSockets."""
 
@@ -79,6 +81,8 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
         raise InputError(f"{where}: {str(exc).replace('$.', 'field ')}") from exc
     if config.api_version != API_VERSION or config.kind != KIND:
         raise InputError(f"{where}: expected apiVersion {API_VERSION}, kind {KIND}")
+    if not 0 <= config.crash_log_lines <= 20:
+        raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
     for name, text in (("clusterCIDR", config.cluster_cidr), ("podCIDR", config.pod_cidr)):

@@ -180,6 +180,7 @@ class Executor:
     async def kill(self, pod: Pod, action: actions.KillContainer, memory: Memory) -> None:
         """KillContainer: the hook within the grace, then the stop signal with what is left of it."""
         clock, uid = self.ports.clock, pod.metadata.uid
+        memory.killing.add(action.id)
         self.say(pod, "Normal", "Killing", action.message, container=action.container)
         fact = self.ports.observer.of(uid).container(action.id)
         container = spec.find_container(pod, action.container)

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from agent.api.structs import ObjectMeta, Pod, Service
-from agent.pods import spec
+from agent.pods import probe_record, spec
 from agent.pods.executor import Executor
 from agent.pods.facts import PodFacts, State
 from agent.pods.images import ImagePuller
@@ -267,6 +267,9 @@ class PodManager:
         worker = self._workers.get(result.pod_uid)
         if worker is None:
             return
+        states = self._probes.states(result.container_id)
+        folder = self._settings.pod_dir(worker.uid)
+        probe_record.keep(folder, result.container, result.container_id, states)
         if result.ok or result.kind is Kind.READINESS:
             worker.poke()
             return

@@ -37,6 +37,8 @@ class Memory:
     """Termination messages by container id."""
     own: set[str] = field(default_factory=set)
     """Ids of containers this agent process started itself."""
+    killing: set[str] = field(default_factory=set)
+    """Ids of containers this agent process has told to stop."""
     stop: Stop | None = None
     stop_grace: int | None = None
     verdict: Verdict | None = None

@@ -47,6 +47,8 @@ class PodSettings:
     """The node's allocatable resources as quantities, for admission and the downward API."""
     unsafe_sysctls: tuple[str, ...] = ()
     """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
+    crash_log_lines: int = 3
+    """Last lines of a crashed container's log that its event shows (crashLogLines)."""
     relist_seconds: float = 60.0
     """How often everything is compared with the runtime's lists, as a net below its events."""
 

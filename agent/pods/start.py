@@ -1,4 +1,4 @@
-"""Starts one container: environment, mounts, create, start, postStart hook; and reads its last words.
+"""Starts one container: environment, mounts, create, start, postStart hook.
 
 Everything that is a matter of the spec fails as CreateContainerConfigError before the runtime is asked at
 all. The files the agent itself mounts, /etc/hosts and the termination log, are made here, in the pod's
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import stat
 from pathlib import Path
 
 from agent.api import errors as api_errors
@@ -20,6 +19,7 @@ from agent.pods.env import EnvError, EnvSources, environment, references
 from agent.pods.executor import Executor, JobFailed
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
+from agent.pods.last_words import message_file
 from agent.pods.loglinks import add_link
 from agent.pods.memory import Memory
 from agent.pods.naming import NamingError, host_network_hosts_file, hostname_and_domain, hosts_file
@@ -33,8 +33,6 @@ from agent.volumes.base import Mount, VolumeError
 from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
-MESSAGE_LIMIT = 4096
-TAIL_BYTES, TAIL_LINES = 2048, 80
 NODE_HOSTS = Path("/etc/hosts")
 _HOSTS = "/etc/hosts"
 
@@ -203,38 +201,5 @@ def _write(path: Path, content: bytes, mode: int) -> None:
     try:
         os.fchmod(fd, mode)
         os.write(fd, content)
-    finally:
-        os.close(fd)
-
-
-def message_file(settings: PodSettings, pod: Pod, container: str, attempt: int) -> Path:
-    """The file mounted at the container's terminationMessagePath."""
-    return settings.pod_dir(pod.metadata.uid) / "containers" / container / str(attempt)
-
-
-def termination_message(pod: Pod, fact: ContainerFact, settings: PodSettings) -> str:
-    """A dead container's last words: its message file, or the end of its log where the policy says so."""
-    container = spec.find_container(pod, fact.name)
-    text = _read_tail(message_file(settings, pod, fact.name, fact.restart_count), MESSAGE_LIMIT)
-    if text or container is None or container.termination_message_policy != "FallbackToLogsOnError":
-        return text
-    if fact.exit_code == 0 or not fact.log_path:
-        return text
-    raw = _read_tail(Path(fact.log_path), TAIL_BYTES * 4)
-    lines = [words[3] for words in (line.split(" ", 3) for line in raw.splitlines()) if len(words) == 4]
-    return "\n".join(lines[-TAIL_LINES:])[-TAIL_BYTES:]
-
-
-def _read_tail(path: Path, limit: int) -> str:
-    """The last bytes of a regular file as text; empty when there is no such file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            return ""
-        return os.pread(fd, limit, max(0, facts.st_size - limit)).decode(errors="replace")
     finally:
         os.close(fd)

@@ -17,14 +17,15 @@ from agent.api.structs import Pod, PodStatus
 from agent.api.times import parse_time
 from agent.pods import actions, spec
 from agent.pods.executor import Executor, JobFailed
-from agent.pods.facts import ContainerFact, PodFacts, State
+from agent.pods.facts import PodFacts, State
+from agent.pods.last_words import crash, termination_message
 from agent.pods.memory import Memory
 from agent.pods.plan import plan
+from agent.pods.probing import sync_probes
 from agent.pods.restart import finished, retry_delay
-from agent.pods.start import start_container, termination_message
+from agent.pods.start import start_container
 from agent.pods.status import StatusInput, Verdict, pod_status
 from agent.pods.status_containers import ContainerView
-from agent.probes.state import Kind
 
 log = logging.getLogger(__name__)
 TERMINAL = ("Succeeded", "Failed")
@@ -118,7 +119,7 @@ class PodWorker:
         now = self._ports.clock.monotonic()
         facts = self._facts(now)
         self._decide(facts, now)
-        self._sync_probes(facts)
+        sync_probes(self.pod, facts, memory=self.memory, executor=self._executor)
         seen = self._observe(facts, now)
         todo = plan(self.pod, seen)
         self._take_holds(todo)
@@ -143,6 +144,8 @@ class PodWorker:
                     memory.messages[fact.id] = fact.message or termination_message(
                         self.pod, fact, self._ports.settings
                     )
+                    if text := crash(self.pod, fact, memory, self._ports.settings):
+                        self._executor.say(self.pod, "Warning", "ContainerDied", text, container=fact.name)
                 fact = dataclasses.replace(fact, message=memory.messages.get(fact.id, ""))
             containers.append(fact)
         self._forget_others({fact.id for fact in containers})
@@ -156,6 +159,7 @@ class PodWorker:
                 del table[key]
         if not self._jobs:
             memory.own &= ids
+            memory.killing &= ids
 
     def _decide(self, facts: PodFacts, now: float) -> None:
         """Whether the pod has to stop, and by when."""
@@ -195,41 +199,6 @@ class PodWorker:
         if now >= self.memory.deadline:
             self.memory.verdict = DEADLINE
             self._executor.say(self.pod, "Normal", DEADLINE.reason, DEADLINE.message)
-
-    def _sync_probes(self, facts: PodFacts) -> None:
-        """Probe what runs and only that."""
-        memory, probes = self.memory, self._ports.probes
-        running = {c.id: c for c in facts.containers if c.state is State.RUNNING}
-        for gone in memory.probed - running.keys():
-            probes.remove(gone)
-            memory.probed.discard(gone)
-        box = facts.sandbox
-        ips = self._executor.pod_ips(self.pod, box.ips if box else ())
-        for fact in running.values():
-            container = spec.find_container(self.pod, fact.name)
-            if (
-                fact.id in memory.probed
-                or container is None
-                or (memory.stop is not None and memory.stop.release)
-            ):
-                continue
-            memory.probed.add(fact.id)
-            probes.add(
-                self.pod,
-                container,
-                container_id=fact.id,
-                pod_ip=ips[0] if ips else "",
-                started_at=fact.started_at,
-                known=None if fact.id in memory.own else self._known(fact),
-            )
-
-    def _known(self, fact: ContainerFact) -> dict[Kind, bool]:
-        """Probe states of a container that ran before this agent process, from the status it reported."""
-        status = self.pod.status
-        for old in (*status.container_statuses, *status.init_container_statuses):
-            if old.name == fact.name and old.container_id.endswith(f"//{fact.id}"):
-                return {Kind.STARTUP: bool(old.started), Kind.READINESS: old.ready, Kind.LIVENESS: True}
-        return {}
 
     def _observe(self, facts: PodFacts, now: float) -> actions.Observed:
         memory = self.memory

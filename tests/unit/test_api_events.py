@@ -68,7 +68,8 @@ async def test_after_ten_minutes_a_new_event_begins():
 async def test_the_queue_is_bounded_and_recording_does_not_wait():
     async with recording(lambda *_: errors.Unreachable("away")) as (recorder, _, _clock):
         for number in range(events.QUEUE + 50):
-            recorder.record(REF, type="Normal", reason="R", message=str(number))
+            ref = ObjectReference(api_version="v1", kind="Pod", namespace="d", name=f"p{number}")
+            recorder.record(ref, type="Normal", reason="R", message="m")
         assert recorder.dropped == 50
 
 
@@ -95,3 +96,27 @@ async def test_a_refused_event_is_skipped():
         recorder.record(REF, type="Normal", reason="Two", message="2")
         await settle()
         assert len(transport.requests) == 2
+
+
+async def test_many_different_messages_of_one_reason_become_one_event():
+    async with recording(echo) as (recorder, transport, _):
+        for number in range(14):
+            recorder.record(REF, type="Warning", reason="Unhealthy", message=f"try {number}")
+            await settle()
+        made = [body["message"] for method, _, _, body, _ in transport.requests if method == "POST"]
+        assert made == [*(f"try {n}" for n in range(9)), "(combined from similar events): try 9"]
+        method, _, _, body, _ = transport.requests[-1]
+        assert (method, body["count"]) == ("PATCH", 5)
+        assert body["message"] == "(combined from similar events): try 13"
+
+
+async def test_a_flood_of_one_object_is_cut_off():
+    async with recording(echo) as (recorder, transport, clock):
+        for number in range(40):
+            recorder.record(REF, type="Normal", reason=f"R{number}", message="m")
+            await settle()
+        assert len(transport.requests) == 25
+        await clock.advance(301)
+        recorder.record(REF, type="Normal", reason="Later", message="m")
+        await settle()
+        assert transport.requests[-1][3]["reason"] == "Later"
