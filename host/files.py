@@ -12,13 +12,15 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from host.errors import Busy, HostError, InputError, from_oserror
+from host import holders
+from host.errors import Busy, HostError, InputError, from_errno, from_oserror
 
 MAX_RECORD_BYTES = 16 << 20
 
@@ -160,6 +162,21 @@ def quarantine(path: Path | str) -> Path:
     except OSError as exc:
         raise from_oserror(exc, f"quarantine {source}") from exc
     return target
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it; a missing one is fine. Links are not followed.
+
+    Raises:
+        HostError: EBUSY names what is mounted in there, which is left as it is.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        detail = holders.mounts(folder) if exc.errno == errno.EBUSY else str(exc.filename or "")
+        raise from_errno(exc.errno or errno.EIO, f"remove {folder}", detail) from exc
 
 
 @contextmanager

@@ -31,14 +31,16 @@ from cri.runtime.spec import (
     SandboxSpec,
 )
 from cri.runtime.state import StateFolder
+from cri.runtime.supervisors import Supervisors
 from host.cgroups import Cgroups
-from host.errors import Busy, HostError, NotFound, TimedOut, from_errno
+from host.errors import HostError, NotFound, TimedOut, from_errno
 from host.failpoints import reach
 
 __all__ = ["Attachment", "ExecProcess", "Runtime", "Spawner", "launch_spawner"]
 
-_STOP_LIMIT_S = 20.0
-_KILL_LIMIT_S = 10.0
+_STOP_LIMIT_S = 10.0
+_PATIENCE_S = 2.0
+"""How long a supervisor may take to do what takes milliseconds, before it is done without it."""
 
 
 class Runtime:
@@ -53,20 +55,12 @@ class Runtime:
         self._state = StateFolder(state_dir, cgroups)
         self._spawner = spawner
         self._cgroups = cgroups
-        self._links: dict[str, Link] = {}
-        self._facts: dict[tuple[str, str], ContainerFacts] = {}
-        self._exits: dict[tuple[str, str], asyncio.Event] = {}
-        self._executions: dict[tuple[str, int], asyncio.Future[int]] = {}
-        self._next_exec = 1
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._stopping: set[str] = set()
+        self._pods = Supervisors()
         self._held = identity.held_capabilities()
 
     async def close(self) -> None:
         """Drop the connections; sandboxes and containers go on."""
-        self._stopping.update(self._links)
-        for link in list(self._links.values()):
-            link.close()
+        self._pods.close()
 
     async def events(self) -> AsyncIterator[Event]:
         """Exits and lost supervisors, in order, for ever; one consumer.
@@ -74,7 +68,7 @@ class Runtime:
         An exit is in the snapshot of `attach_sandbox` as well when it happened before the attach.
         """
         while True:
-            yield await self._events.get()
+            yield await self._pods.events.get()
 
     def sandbox_ids(self) -> list[str]:
         """Ids that have a state folder, whether alive or not: what to attach to, or remove, at start."""
@@ -114,8 +108,8 @@ class Runtime:
 
     async def _spawn(self, sandbox_id: str, folder: Path, message: dict[str, Any]) -> SandboxFacts:
         ours, theirs = socket.socketpair()
-        self._stopping.add(sandbox_id)
-        link = self._adopt(sandbox_id, ours)
+        self._pods.stopping.add(sandbox_id)
+        link = self._pods.adopt(sandbox_id, ours)
         answer = link.expect()
         try:
             self._spawner.spawn(os.fsencode(folder), message, theirs.fileno())
@@ -126,59 +120,13 @@ class Runtime:
         except StartFailed as exc:
             raise from_errno(exc.errno or errno.EIO, f"create sandbox {sandbox_id}", exc.message) from exc
         finally:
-            self._stopping.discard(sandbox_id)
+            self._pods.stopping.discard(sandbox_id)
         return self._sandbox_facts(sandbox_id, value)
 
     async def _abandon(self, sandbox_id: str) -> None:
         """Clean up after a failed create; the failure is what the caller is told."""
         with suppress(HostError):
             await self.remove_sandbox(sandbox_id)
-
-    def _adopt(self, sandbox_id: str, sock: socket.socket) -> Link:
-        self._links[sandbox_id] = link = Link(
-            sock,
-            name=f"sandbox {sandbox_id}",
-            on_event=lambda value: self._happened(sandbox_id, value),
-            on_lost=lambda: self._lost(sandbox_id),
-        )
-        return link
-
-    def _link(self, sandbox_id: str) -> Link:
-        link = self._links.get(sandbox_id)
-        if link is None:
-            raise NotFound(errno.ENOENT, f"sandbox {sandbox_id}", "it has no running supervisor")
-        return link
-
-    def _happened(self, sandbox_id: str, value: dict[str, Any]) -> None:
-        if value["event"] == "exec":
-            future = self._executions.pop((sandbox_id, value["exec"]), None)
-            if future is not None and not future.done():
-                future.set_result(value["code"])
-        elif value["event"] == "exited":
-            facts = self._remember(sandbox_id, value["facts"])
-            event = Event(kind="exited", sandbox_id=sandbox_id, container_id=facts.id, exit=facts.exit)
-            self._events.put_nowait(event)
-
-    def _remember(self, sandbox_id: str, value: dict[str, Any]) -> ContainerFacts:
-        facts = messages.container_facts(value)
-        key = (sandbox_id, facts.id)
-        self._facts[key] = facts
-        if facts.exit is not None and key in self._exits:
-            self._exits[key].set()
-        return facts
-
-    def _lost(self, sandbox_id: str) -> None:
-        self._links.pop(sandbox_id, None)
-        for key in [key for key in self._executions if key[0] == sandbox_id]:
-            future = self._executions.pop(key)
-            if not future.done():
-                future.set_exception(from_errno(errno.ESRCH, "the sandbox's supervisor is gone"))
-                future.exception()
-        for (owner, _), event in self._exits.items():
-            if owner == sandbox_id:
-                event.set()
-        if sandbox_id not in self._stopping:
-            self._events.put_nowait(Event(kind="sandbox-lost", sandbox_id=sandbox_id))
 
     def _sandbox_facts(self, sandbox_id: str, value: dict[str, Any]) -> SandboxFacts:
         netns = self._state.read(self._state.sandbox(sandbox_id), "sandbox").get("netns_path")
@@ -188,7 +136,7 @@ class Runtime:
             pid=value["pid"],
             netns_path=Path(os.fsdecode(netns)) if netns else None,
             created_at=value["created_at"],
-            containers=tuple(self._remember(sandbox_id, found) for found in value["containers"]),
+            containers=tuple(self._pods.remember(sandbox_id, found) for found in value["containers"]),
         )
 
     async def attach_sandbox(self, sandbox_id: str) -> SandboxFacts:
@@ -197,9 +145,9 @@ class Runtime:
         With a dead supervisor the facts come from the records on disk: alive=False, and containers without a
         recorded exit are given one (code 255, error "supervisor lost") after their processes were killed.
         """
-        if sandbox_id not in self._links:
+        if sandbox_id not in self._pods.links:
             try:
-                self._adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+                self._pods.adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
             except HostError as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
@@ -208,9 +156,9 @@ class Runtime:
     async def sandbox_facts(self, sandbox_id: str) -> SandboxFacts:
         """The present facts; asks the supervisor, not the disk, while it lives."""
         messages.check_id("sandbox", sandbox_id)
-        if sandbox_id in self._links:
+        if sandbox_id in self._pods.links:
             with suppress(NotFound):
-                return self._sandbox_facts(sandbox_id, await self._links[sandbox_id].request("snapshot"))
+                return self._sandbox_facts(sandbox_id, await self._pods.links[sandbox_id].request("snapshot"))
         return await asyncio.to_thread(self._state.lost_facts, sandbox_id)
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
@@ -223,28 +171,32 @@ class Runtime:
         messages.check_id("sandbox", sandbox_id)
         if not self._state.sandbox(sandbox_id).is_dir():
             return
-        self._stopping.add(sandbox_id)
+        self._pods.stopping.add(sandbox_id)
         try:
-            if sandbox_id not in self._links:
+            if sandbox_id not in self._pods.links:
                 with suppress(HostError):
-                    self._adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
-            if sandbox_id in self._links:
-                await self._stop(sandbox_id, self._links[sandbox_id])
+                    self._pods.adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+            if sandbox_id in self._pods.links:
+                await self._stop(sandbox_id, self._pods.links[sandbox_id])
             reach("runtime.supervisor_ended")
             await asyncio.to_thread(self._settle, sandbox_id)
         finally:
-            self._stopping.discard(sandbox_id)
+            self._pods.stopping.discard(sandbox_id)
 
     async def _stop(self, sandbox_id: str, link: Link) -> None:
-        """By asking; a supervisor that does not end in time (it is stopped, or stuck) is killed."""
+        """By asking. Where that takes too long, a container may be frozen: killed and thawed from here; or
+        the supervisor is stopped, or stuck: killed as well."""
+        asked = asyncio.ensure_future(_ask_to_stop(link))
         try:
-            async with asyncio.timeout(_STOP_LIMIT_S):
-                with suppress(NotFound):
-                    await link.request("stop")
-                await link.ended.wait()
-        except TimeoutError:
-            self._state.kill_supervisor(sandbox_id)
-            link.close()
+            for harder in (self._state.kill_containers, self._state.kill_supervisor):
+                done, _ = await asyncio.wait((asked,), timeout=_STOP_LIMIT_S / 2)
+                if done:
+                    await asked
+                    break
+                await asyncio.to_thread(harder, sandbox_id)
+        finally:
+            asked.cancel()
+        link.close()
 
     def _settle(self, sandbox_id: str) -> None:
         """After the supervisor: every container has an exit on disk, and nothing is held on the host."""
@@ -256,14 +208,7 @@ class Runtime:
         """Stop, then remove mounts, containers' cgroups and the state folder. Idempotent."""
         await self.stop_sandbox(sandbox_id)
         await asyncio.to_thread(self._state.remove_sandbox, sandbox_id)
-        for key in [key for key in self._facts if key[0] == sandbox_id]:
-            self._forget(*key)
-
-    def _forget(self, sandbox_id: str, container_id: str) -> None:
-        self._facts.pop((sandbox_id, container_id), None)
-        event = self._exits.pop((sandbox_id, container_id), None)
-        if event is not None:
-            event.set()
+        self._pods.forget(sandbox_id)
 
     async def create_container(self, spec: ContainerSpec) -> ContainerFacts:
         """Make the cgroup, namespaces and root file system; the process waits for `start_container`.
@@ -276,17 +221,17 @@ class Runtime:
 
     def plan_container(self, spec: ContainerSpec) -> Placement:
         """The first half of `create_container`: look at the whole spec and change nothing."""
-        self._link(spec.sandbox_id)
+        self._pods.link(spec.sandbox_id)
         messages.check_id("container", spec.id)
         return plan(spec, self._state, self._cgroups, held=self._held)
 
     async def make_container(self, place: Placement) -> ContainerFacts:
         """The second half of `create_container`; raises as it does, but for InputError."""
-        link = self._link(place.sandbox_id)
+        link = self._pods.link(place.sandbox_id)
         await asyncio.to_thread(prepare, place, self._state, self._cgroups)
         try:
             reach("runtime.container_cgroup")
-            return self._remember(place.sandbox_id, await link.request("create", spec=place.message))
+            return self._pods.remember(place.sandbox_id, await link.request("create", spec=place.message))
         except BaseException:
             with suppress(HostError):
                 await asyncio.to_thread(self._state.remove_container, place.sandbox_id, place.id)
@@ -299,10 +244,9 @@ class Runtime:
             StartFailed: identity, working directory or exec failed, for instance
                 exec: "foo": executable file not found in $PATH. The container has then exited with code 128.
         """
-        value = await self._link(sandbox_id).request("start", container=container_id)
-        key = (sandbox_id, container_id)
-        known = self._facts.get(key)
-        return known if known is not None and known.exit else self._remember(sandbox_id, value)
+        value = await self._pods.link(sandbox_id).request("start", container=container_id)
+        known = self._pods.facts(sandbox_id, container_id)
+        return known if known is not None and known.exit else self._pods.remember(sandbox_id, value)
 
     async def signal_container(
         self, sandbox_id: str, container_id: str, signal: int, *, all: bool = False
@@ -312,11 +256,11 @@ class Runtime:
         Nothing to do once it has exited.
         """
         fields = {"container": container_id, "signal": messages.signal_number(signal), "all": all}
-        await self._link(sandbox_id).request("signal", **fields)
+        await self._pods.link(sandbox_id).request("signal", **fields)
 
     async def wait_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:
         """Return when the container has exited (at once when it has)."""
-        event = self._exits.setdefault((sandbox_id, container_id), asyncio.Event())
+        event = self._pods.exit_of(sandbox_id, container_id)
         facts = await self.container_facts(sandbox_id, container_id)
         if facts.exit is None:
             await event.wait()
@@ -335,28 +279,58 @@ class Runtime:
         Idempotent.
 
         Raises:
-            Busy: a process cannot be killed (uninterruptible sleep); a later call goes on.
+            TimedOut, Busy: a process cannot be killed (uninterruptible sleep); a later call goes on.
         """
         messages.check_id("container", container_id)
-        if sandbox_id in self._links:
+        if sandbox_id in self._pods.links:
+            facts = self._pods.facts(sandbox_id, container_id)
             with suppress(NotFound):
-                await self._make_end(sandbox_id, container_id)
-                await self._link(sandbox_id).request("remove", container=container_id)
+                if facts is None or facts.exit is None:
+                    await self.kill_container(sandbox_id, container_id)
+                await self._let_forget(sandbox_id, container_id)
         reach("runtime.container_ended")
-        self._forget(sandbox_id, container_id)
+        self._pods.forget(sandbox_id, container_id)
         await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
 
-    async def _make_end(self, sandbox_id: str, container_id: str) -> None:
-        """Kill a container that has no exit yet, and wait for it."""
-        facts = self._facts.get((sandbox_id, container_id))
-        if facts is not None and facts.exit is not None:
-            return
-        await self.signal_container(sandbox_id, container_id, 9, all=True)
-        try:
-            async with asyncio.timeout(_KILL_LIMIT_S):
-                await self.wait_container(sandbox_id, container_id)
-        except TimeoutError as exc:
-            raise Busy(errno.EBUSY, f"remove container {container_id}", "it cannot be killed") from exc
+    async def _let_forget(self, sandbox_id: str, container_id: str) -> None:
+        """Tell the supervisor that a container is no more; one that is stuck reads it when it goes on."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._pods.link(sandbox_id).request("remove", container=container_id)
+
+    async def kill_container(self, sandbox_id: str, container_id: str) -> None:
+        """SIGKILL every process of a container, and wait until it has ended.
+
+        A supervisor that does not manage it (it is stopped or stuck, or the container is frozen) is helped:
+        the cgroup is killed and thawed from here, and where it ends without the supervisor's noticing, it is
+        given the exit that the supervisor would have seen.
+
+        Raises:
+            NotFound: the supervisor knows no such container.
+            TimedOut: what survives SIGKILL, by name.
+        """
+        if sandbox_id in self._pods.links:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self.signal_container(sandbox_id, container_id, 9, all=True)
+                    await self.wait_container(sandbox_id, container_id)
+                    return
+        ended = self._pods.exit_of(sandbox_id, container_id)
+        survivors = await asyncio.to_thread(self._state.end_container, sandbox_id, container_id)
+        if survivors:
+            raise TimedOut(errno.ETIMEDOUT, f"kill container {container_id}", survivors)
+        if sandbox_id in self._pods.links:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), _PATIENCE_S / 2)
+                return
+        facts = await asyncio.to_thread(
+            self._state.lost_container,
+            sandbox_id,
+            container_id,
+            code=137,
+            why="its supervisor does not answer",
+        )
+        self._pods.end(sandbox_id, facts)
 
     async def exec(self, sandbox_id: str, container_id: str, spec: ExecSpec) -> ExecProcess:
         """Start a further process in a running container.
@@ -364,10 +338,8 @@ class Runtime:
         Raises:
             StartFailed: the program could not be executed.
         """
-        link = self._link(sandbox_id)
-        number, self._next_exec = self._next_exec, self._next_exec + 1
-        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._executions[sandbox_id, number] = exited
+        link = self._pods.link(sandbox_id)
+        number, exited = self._pods.expect_exec(sandbox_id)
         fields = messages.exec_request(spec, number)
         fields["process"] = exec_process(spec, self._state, sandbox_id, container_id)
         try:
@@ -377,7 +349,7 @@ class Runtime:
                 await link.request("exec-signal", exec=number, signal=9)
             raise
         except BaseException:
-            self._executions.pop((sandbox_id, number), None)
+            self._pods.drop_exec(sandbox_id, number)
             raise
 
         async def send_signal(signal: int) -> None:
@@ -419,7 +391,7 @@ class Runtime:
         A reader that does not keep up loses output (never the log, never the container).
         """
         fields = {"container": container_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
-        value, fds = await self._link(sandbox_id).request_with_fds("attach", **fields)
+        value, fds = await self._pods.link(sandbox_id).request_with_fds("attach", **fields)
         streams = dict(zip(value["streams"], fds, strict=True))
         return Attachment(
             stdin=streams.get("stdin"), stdout=streams.get("stdout"), stderr=streams.get("stderr")
@@ -428,13 +400,20 @@ class Runtime:
     async def resize(self, sandbox_id: str, container_id: str, *, width: int, height: int) -> None:
         """Set the size of a tty container's terminal."""
         fields = {"container": container_id, "width": width, "height": height}
-        await self._link(sandbox_id).request("resize", **fields)
+        await self._pods.link(sandbox_id).request("resize", **fields)
 
     async def reopen_log(self, sandbox_id: str, container_id: str) -> None:
         """Close the log file and open the path again (after rotation)."""
-        await self._link(sandbox_id).request("reopen-log", container=container_id)
+        await self._pods.link(sandbox_id).request("reopen-log", container=container_id)
 
     def container_pid(self, sandbox_id: str, container_id: str) -> int:
         """Host process id of a running container, 0 otherwise; from memory, no round trip."""
-        facts = self._facts.get((sandbox_id, container_id))
+        facts = self._pods.facts(sandbox_id, container_id)
         return facts.pid if facts is not None and facts.exit is None else 0
+
+
+async def _ask_to_stop(link: Link) -> None:
+    """Returns when the supervisor has ended."""
+    with suppress(NotFound):
+        await link.request("stop")
+    await link.ended.wait()

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,12 +31,15 @@ from cri.runtime import record
 from cri.runtime.spec import ContainerExit, ContainerFacts, SandboxFacts
 from host import syscalls
 from host.cgroups import Cgroups
-from host.errors import Exists, HostError, NotFound, from_oserror
+from host.errors import Busy, Exists, HostError, NotFound, from_oserror
 from host.failpoints import reach
+from host.files import remove_tree
 
 LOST_CODE = 255
 LOST = "supervisor lost"
 _COPY = "-copy"
+_KILL_LIMIT_S = 5.0
+_RETRY_S = 0.02
 
 
 class StateFolder:
@@ -137,6 +139,7 @@ class StateFolder:
 
         Raises:
             NotFound: no such sandbox.
+            Busy: a process cannot be killed.
         """
         folder = self.sandbox(sandbox_id)
         if not folder.is_dir():
@@ -151,15 +154,27 @@ class StateFolder:
             containers=tuple(found for found in containers if found.exit is not None),
         )
 
-    def lost_container(self, sandbox_id: str, container_id: str) -> ContainerFacts:
-        """One container without supervisor: its recorded exit, or one that says so."""
+    def lost_container(
+        self, sandbox_id: str, container_id: str, *, code: int = LOST_CODE, why: str = LOST
+    ) -> ContainerFacts:
+        """One container without supervisor: its recorded exit, or, once nothing of it lives, one made up.
+
+        Raises:
+            Busy: what survives SIGKILL, by name: it has not ended.
+        """
         folder = self.container(sandbox_id, container_id)
         found = self.read(folder, "exit")
         if not found:
-            self._kill(folder)
+            if survivors := self.end_container(sandbox_id, container_id):
+                raise Busy(errno.EBUSY, f"kill container {container_id}", survivors)
             started = self.read(folder, "started").get("started_at", 0)
-            found = {"code": LOST_CODE, "signal": 0, "finished_at": time.time_ns(), "oom": False}
-            found |= {"error": LOST, "created_at": started, "started_at": started}
+            found = {
+                "code": code,
+                "signal": max(code - 128, 0) if code < LOST_CODE else 0,
+                "finished_at": time.time_ns(),
+                "oom": False,
+            }
+            found |= {"error": why, "created_at": started, "started_at": started}
             with suppress(OSError):
                 record.write(os.fsencode(folder), "exit", found)
         return ContainerFacts(
@@ -180,6 +195,27 @@ class StateFolder:
         if cgroup:
             self._cgroups.kill(cgroup)
 
+    def kill_containers(self, sandbox_id: str) -> None:
+        """SIGKILL to everything in the containers of a sandbox, frozen or not."""
+        for container_id in self.container_ids(sandbox_id):
+            self._kill(self.container(sandbox_id, container_id))
+
+    def end_container(self, sandbox_id: str, container_id: str) -> str:
+        """Kill a container's cgroup and wait for some seconds until nothing is in it.
+
+        Returns:
+            what survives, in words; empty when nothing does.
+        """
+        folder = self.container(sandbox_id, container_id)
+        cgroup = self.read(folder, "container").get("cgroup", "")
+        deadline = time.monotonic() + _KILL_LIMIT_S
+        while cgroup and (survivors := self._cgroups.survivors(cgroup)):
+            if time.monotonic() >= deadline:
+                return survivors
+            self._cgroups.kill(cgroup)
+            time.sleep(_RETRY_S)
+        return ""
+
     def remove_container(self, sandbox_id: str, container_id: str) -> None:
         """Its processes, cgroup and folder.
 
@@ -197,7 +233,7 @@ class StateFolder:
         if undo.get("cgroup"):
             self._cgroups.remove(undo["cgroup"])
         reach("state.container_cgroup_removed")
-        _remove_tree(folder)
+        remove_tree(folder)
 
     def release_sandbox(self, sandbox_id: str) -> None:
         """What a stopped sandbox must not keep: network namespace, shared memory, the reaper's cgroup."""
@@ -219,7 +255,7 @@ class StateFolder:
             self.remove_container(sandbox_id, container_id)
         self.release_sandbox(sandbox_id)
         reach("state.sandbox_released")
-        _remove_tree(self.sandbox(sandbox_id))
+        remove_tree(self.sandbox(sandbox_id))
 
 
 def _write_twice(folder: Path, name: str, undo: dict[str, Any]) -> None:
@@ -237,13 +273,3 @@ def _unmount(path: bytes) -> None:
             if exc.errno in (errno.EINVAL, errno.ENOENT):
                 return
             raise
-
-
-def _remove_tree(folder: Path) -> None:
-    """Our own small files; nothing may be mounted below any more."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise from_oserror(exc, f"remove {folder}") from exc

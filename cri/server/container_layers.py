@@ -7,7 +7,6 @@ string: the image is mounted read-only on a detached mount, and paths are resolv
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from cri.runtime import rooted
 from cri.server.container_image_volumes import detached_image, unmount_images
 from host.errors import NotFound
+from host.files import remove_tree
 
 _COPY_CHUNK = 1 << 20
 _MAX_DEPTH = 128
@@ -30,10 +30,13 @@ def make_folders(data: Path, upper: Path, work: Path) -> None:
 
 
 def delete_folder(data: Path) -> None:
-    """Delete a container's folder; a missing one is fine. Links inside are not followed."""
+    """Delete a container's folder; a missing one is fine. Links inside are not followed.
+
+    Raises:
+        HostError: something is mounted in it that is not ours, which is named.
+    """
     unmount_images(data)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(data)
+    remove_tree(data)
 
 
 def copy_volumes(lower: Sequence[Path], volumes: Sequence[tuple[Path, str]]) -> None:

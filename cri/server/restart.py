@@ -134,7 +134,10 @@ async def _drop_orphans(core: Core) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.name not in core.store.containers:
-            await asyncio.to_thread(delete_folder, path)
+            try:
+                await asyncio.to_thread(delete_folder, path)
+            except HostError as exc:
+                log.error("layer of a removed container stays: %s", exc)
 
 
 async def _collect_network(core: Core) -> None:

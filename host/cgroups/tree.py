@@ -18,7 +18,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from host.cgroups import cpu, cpuset, devicefilter, devices, hugetlb, io, memory, pids, pressure, unified
+from host import holders
+from host.cgroups import (
+    cpu,
+    cpuset,
+    devicefilter,
+    devices,
+    freezer,
+    hugetlb,
+    io,
+    memory,
+    pids,
+    pressure,
+    unified,
+)
 from host.cgroups.files import Read, Write, apply, reader
 from host.cgroups.model import CgroupStats, Resources
 from host.errors import Busy, InputError, NotFound, from_oserror
@@ -222,7 +235,7 @@ class Cgroups:
         return read
 
     def kill(self, path: str) -> None:
-        """SIGKILL every process in the cgroup and below.
+        """SIGKILL every process in the cgroup and below, and thaw what v1 has frozen so that it takes effect.
 
         With cgroup2 mounted the kernel does it at once (cgroup.kill, 5.14); without, the list is read again
         until it holds nobody who has not been signalled, so that a fork in between does not escape.
@@ -239,6 +252,24 @@ class Cgroups:
                 except ProcessLookupError:
                     continue
             done |= fresh
+        if frozen := self._frozen_folder(path):
+            for folder in _subtree(frozen):
+                with suppress(NotFound):
+                    apply(folder, freezer.plan_thaw(reader(folder)))
+
+    def _frozen_folder(self, path: str) -> Path | None:
+        """The cgroup's folder in v1's freezer hierarchy, where there is one."""
+        tree = self._by_controller.get(freezer.HIERARCHY)
+        return tree / path.strip("/") if tree else None
+
+    def survivors(self, path: str) -> str:
+        """What is left in a killed cgroup, in words; empty when nothing is."""
+        if not (left := self.pids(path)):
+            return ""
+        folder = self._frozen_folder(path)
+        by = freezer.frozen_by(self._by_controller[freezer.HIERARCHY], folder) if folder else None
+        frozen = f", frozen by {by}: write THAWED to its {freezer.STATE}" if by else ""
+        return f"processes left: {holders.processes(left)}{frozen}"
 
     def remove(self, path: str, *, timeout: float = 2.0) -> None:
         """Kill what is in it and remove it with everything below, in every hierarchy. Idempotent.
@@ -251,7 +282,7 @@ class Cgroups:
         deadline = time.monotonic() + timeout
         while not all(_rmtree(folder) for folder in self.folders(path)):
             if time.monotonic() >= deadline:
-                raise Busy(errno.EBUSY, f"remove cgroup {path}", f"processes left: {self.pids(path)}")
+                raise Busy(errno.EBUSY, f"remove cgroup {path}", self.survivors(path))
             self.kill(path)
             time.sleep(_RETRY_S)
 
