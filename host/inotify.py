@@ -12,7 +12,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from host.syscalls import inotify_open, inotify_watch
+from host import syscalls
 
 IN_MODIFY = 0x2
 IN_CLOSE_WRITE = 0x8
@@ -26,6 +26,16 @@ FILE = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVE_SELF
 
 FOLDER = IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_CLOSE_WRITE
 """A folder got, lost or finished an entry."""
+
+
+def inotify_open() -> int:
+    """inotify_init1(2): a descriptor that is readable when something happened (non-blocking)."""
+    return syscalls.call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def inotify_watch(fd: int, path: str, mask: int) -> int:
+    """inotify_add_watch(2): tell of the IN_* events of a file or folder; answers the watch's number."""
+    return syscalls.call("inotify_add_watch", fd, os.fsencode(path), mask, subject=path)
 
 
 class Watcher:

@@ -91,8 +91,8 @@ _OPEN_HOW = struct.Struct("=3Q")
 _MOUNT_ATTR = struct.Struct("=4Q")
 """struct mount_attr of linux/mount.h: set, clear, propagation, user namespace."""
 
-_X86 = {"pivot_root": 155, "bpf": 321}
-_ARM = {"pivot_root": 41, "bpf": 280}
+_X86 = {"pivot_root": 155, "bpf": 321, "inotify_init1": 294, "inotify_add_watch": 254}
+_ARM = {"pivot_root": 41, "bpf": 280, "inotify_init1": 26, "inotify_add_watch": 27}
 _NUMBERS = {
     **(_ARM if os.uname().machine == "aarch64" else _X86),
     "pidfd_send_signal": 424,
@@ -199,9 +199,13 @@ def _call(name: str, *args: object) -> int:
     return int(_syscall(_long(_NUMBERS[name]), *ready))
 
 
-def call(name: str, *args: object) -> int:
-    """A system call whose arguments another module of `host` packs; answers its result."""
-    return _check(_call(name, *args), name)
+def call(name: str, *args: object, subject: str = "") -> int:
+    """A system call whose arguments another module of `host` packs; answers its result.
+
+    Args:
+        subject: what it is about, for the error's words.
+    """
+    return _check(_call(name, *args), f"{name} {subject}".rstrip())
 
 
 def mount(
@@ -418,17 +422,6 @@ def control_devices(cgroup: int, program: bytes) -> None:
 def release_memory() -> None:
     """malloc_trim(3): give free pages of the heap back. The C library keeps megabytes after large buffers."""
     _libc.malloc_trim(0)
-
-
-def inotify_open() -> int:
-    """inotify_init1(2): a descriptor that is readable when something happened (non-blocking)."""
-    return _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
-
-
-def inotify_watch(fd: int, path: str | bytes, mask: int) -> int:
-    """inotify_add_watch(2): tell of the IN_* events of a file or folder; answers the watch's number."""
-    what = f"inotify_add_watch {_text(path)}"
-    return _check(_libc.inotify_add_watch(fd, _path(path), mask), what)
 
 
 def _text(path: str | bytes) -> str:

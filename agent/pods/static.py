@@ -29,9 +29,9 @@ from agent.api import yamldoc
 from agent.api.structs import Pod, PodStatus, Toleration
 from agent.api.times import format_time
 from agent.pods import spec
-from host import syscalls
 from host.clocks import Clock, sleep_unless
 from host.errors import HostError, InputError
+from host.inotify import inotify_open, inotify_watch
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 20
@@ -196,7 +196,7 @@ class StaticPods:
     async def run(self) -> None:
         """Follow the directory until cancelled."""
         changed = asyncio.Event()
-        fd = syscalls.inotify_open()
+        fd = inotify_open()
         loop = asyncio.get_running_loop()
 
         def readable() -> None:
@@ -222,7 +222,7 @@ class StaticPods:
 
     def _watch(self, fd: int) -> None:
         try:
-            syscalls.inotify_watch(fd, str(self._folder), _CHANGES)
+            inotify_watch(fd, str(self._folder), _CHANGES)
         except HostError as exc:
             log.debug("no manifest directory path=%s error=%s", self._folder, exc)
 
