@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from agent import notify, startup
+from agent import notify, startup, startup_resources
 from agent.api import resources
 from agent.api.client import ApiClient, PatchKind
 from agent.api.errors import ApiError
@@ -38,7 +38,6 @@ from agent.pods.static import StaticPods
 from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
-from agent.resources.pod_cgroups import PodCgroups
 from agent.server.server import KubeletServer
 from agent.services.proxy import ServiceProxy
 from agent.volumes.base import VolumeError
@@ -67,17 +66,21 @@ class Agent:
         kubelet = settings.kubelet
         clock = self._clock = SystemClock()
         name = settings.node_name
+        self._cgroups = Cgroups()
+        machine = startup_resources.machine(settings, self._cgroups)
         self._runtime = Runtime(endpoint=startup.endpoint(kubelet.container_runtime_endpoint))
         self.events = EventRecorder(client, host=name, clock=clock)
         self.node = NodeManager(
             client,
-            plan=startup.node_plan(settings),
+            plan=startup.node_plan(settings, machine),
             root=settings.root,
             runtime=CriProbe(self._runtime),
             addresses=lambda: addresses.status_addresses(self._ips, name),
             events=self.events,
             clock=clock,
             problems=self._problems,
+            pressures=lambda: self.guards.eviction.pressures,
+            machine=machine,
             update_every=kubelet.node_status_update_frequency,
             report_every=kubelet.node_status_report_frequency,
             lease_seconds=kubelet.node_lease_duration_seconds,
@@ -115,7 +118,7 @@ class Agent:
     # --- making -------------------------------------------------------------------------------------------
 
     def _make_pods(self) -> PodManager:
-        settings, kubelet = self._settings, self._settings.kubelet
+        settings = self._settings
         sources = self._sources or startup.NoSources()
         self._volumes = VolumeManager(
             root=settings.root,
@@ -124,27 +127,24 @@ class Agent:
             clock=self._clock,
             allocatable=lambda: self.node.status.allocatable,
         )
-        pods = startup.pod_settings(settings, ips=self._ips, memory=self.node.machine.memory)
+        machine = self.node.machine
+        swap = startup_resources.swap_policy(settings, machine, self._cgroups)
+        pods = startup.pod_settings(settings, ips=self._ips, machine=machine, swap=swap)
+        pod_cgroups = startup_resources.pod_cgroups(settings, machine, self._cgroups)
         self._probes = ProbeManager(
             clock=self._clock,
             exec_sync=startup.exec_probe(self._runtime),
             on_result=lambda result: self.pods.on_probe_result(result),
             on_failure=lambda failure: self.pods.on_probe_failure(failure),
         )
-        return PodManager(
+        manager = PodManager(
             settings=pods,
             clock=self._clock,
             runtime=self._runtime,
             volumes=self._volumes,
             events=self.events,
             sources=sources,
-            cgroups=PodCgroups(
-                cgroups=Cgroups(),
-                root=kubelet.cgroup_root,
-                pids_limit=kubelet.pod_pids_limit,
-                cpu_quota=kubelet.cpu_cfs_quota,
-                period_us=pods.cpu_quota_period_us,
-            ),
+            cgroups=pod_cgroups,
             services=self._known_services,
             node=self._node_facts,
             writer=StatusWriter(
@@ -153,6 +153,18 @@ class Agent:
             probes=self._probes,
             await_sources=startup.pod_sources(settings),
         )
+        self.guards = startup_resources.guards(
+            settings,
+            pods,
+            manager=manager,
+            runtime=self._runtime,
+            cgroups=self._cgroups,
+            pod_cgroup=pod_cgroups.path,
+            clock=self._clock,
+            say=self._warn_about_node,
+            on_change=self.node.wake,
+        )
+        return manager
 
     def _make_informers(self, client: ApiClient) -> None:
         name = self._settings.node_name
@@ -213,6 +225,7 @@ class Agent:
 
     async def run(self) -> None:
         """Run every component until cancelled. Raises InputError for what a person must mend."""
+        startup_resources.enforce_reserved(self._settings, self._cgroups)
         await self._runtime.open()
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "node": self.node.run,
@@ -220,6 +233,8 @@ class Agent:
             "pods": self.pods.run,
             "probes": self._probes.run,
             "volumes": self._volumes.run,
+            "eviction": self.guards.eviction.run,
+            "image-gc": self.guards.images.run,
             "overlay": self.overlay.run,
             "ready": self._tell_init_system,
         }
@@ -327,7 +342,8 @@ class Agent:
             name=self._settings.node_name,
             labels=labels,
             allocatable=self.node.status.allocatable,
-            max_pods=self._settings.kubelet.max_pods,
+            max_pods=self.node.plan.max_pods,
+            pressures=frozenset(self.guards.eviction.pressures),
         )
 
     def _problems(self) -> Sequence[str]:

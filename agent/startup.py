@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agent import version
+from agent import startup_resources, version
 from agent.api import kubeconfig
 from agent.api.client import ApiClient
 from agent.api.structs import (
@@ -28,6 +28,7 @@ from agent.api.structs import (
 from agent.api.watch import Informer
 from agent.config import durations
 from agent.config.load import Settings
+from agent.node.facts import Machine
 from agent.node.status import WEB_SOCKETS, NodePlan
 from agent.overlay.settings import OverlaySettings
 from agent.pods.manager import PodManager
@@ -35,6 +36,7 @@ from agent.pods.naming import parse_resolv_conf
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
 from agent.resources.log_rotation import LogRotation
+from agent.resources.swap import SwapPolicy
 from agent.server.auth import AuthSettings, Gate
 from agent.server.certificates import Pair
 from agent.server.handlers import Handlers
@@ -54,15 +56,16 @@ def endpoint(text: str) -> str:
     return text if text.startswith("unix:") else f"unix://{text}"
 
 
-def node_plan(settings: Settings) -> NodePlan:
+def node_plan(settings: Settings, machine: Machine) -> NodePlan:
     """What shapes the Node object."""
     kubelet = settings.kubelet
+    max_pods = startup_resources.max_pods(kubelet, machine)
     return NodePlan(
         name=settings.node_name,
         hostname=settings.node_name,
         version=version.kubelet(),
         port=kubelet.port,
-        max_pods=kubelet.max_pods,
+        max_pods=max_pods,
         labels=settings.options.node_labels,
         taints=kubelet.register_with_taints,
         provider_id=kubelet.provider_id,
@@ -105,7 +108,9 @@ def ranges(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodSettings:
+def pod_settings(
+    settings: Settings, *, ips: Sequence[str], machine: Machine, swap: SwapPolicy
+) -> PodSettings:
     """What the pods component is told once. Raises InputError when resolvConf cannot be read."""
     kubelet = settings.kubelet
     dns = ""
@@ -132,7 +137,12 @@ def pod_settings(settings: Settings, *, ips: Sequence[str], memory: int) -> PodS
         seccomp_default=kubelet.seccomp_default,
         max_restart_delay=longest if longest is not None else 300.0,
         max_parallel_pulls=kubelet.max_parallel_image_pulls or 10,
-        memory_capacity=memory,
+        memory_capacity=machine.memory,
+        hugepage_sizes=tuple(machine.hugepages),
+        swap=swap,
+        dead_per_container=settings.options.dead_per_container,
+        dead_in_all=settings.options.dead_in_all,
+        dead_minimum_age=settings.options.dead_minimum_age,
         unsafe_sysctls=kubelet.allowed_unsafe_sysctls,
         crash_log_lines=settings.nodelet.crash_log_lines,
     )

@@ -64,3 +64,20 @@ def format_kibibytes(size: int) -> str:
 def format_milli(millis: int) -> str:
     """CPU thousandths in canonical form: 2000 is "2", 1500 is "1500m"."""
     return str(millis // 1000) if millis % 1000 == 0 else f"{millis}m"
+
+
+def format_binary(size: int) -> str:
+    """A whole number in canonical binary form: 52428800 is "50Mi", 1000 is "1000"."""
+    return _canonical(size, 1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))
+
+
+def format_decimal(count: int) -> str:
+    """A whole number in canonical decimal form: 5000 is "5k"."""
+    return _canonical(count, 1000, ("", "k", "M", "G", "T", "P", "E"))
+
+
+def _canonical(number: int, step: int, suffixes: tuple[str, ...]) -> str:
+    index = 0
+    while number and number % step == 0 and index < len(suffixes) - 1:
+        number, index = number // step, index + 1
+    return f"{number}{suffixes[index]}"

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agent.config.durations import parse_duration
 from host.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,10 @@ def _pairs(value: str) -> dict[str, str]:
             raise ValueError(f"must be key=value[,key=value], not {word!r}")
         result[key] = text
     return result
+
+
+def _seconds(value: str) -> float:
+    return float(parse_duration(value))
 
 
 def _thresholds(value: str) -> dict[str, str]:
@@ -101,6 +106,9 @@ OPTION_FLAGS: dict[str, Flag] = {
     "root-dir": Flag(option="root_dir"),
     "standalone": Flag(_boolean, option="standalone"),
     "manifests": Flag(option="manifests"),
+    "maximum-dead-containers": Flag(_integer, option="dead_in_all"),
+    "maximum-dead-containers-per-container": Flag(_integer, option="dead_per_container"),
+    "minimum-container-ttl-duration": Flag(_seconds, option="dead_minimum_age"),
     "v": Flag(_integer, option="verbosity"),
 }
 
@@ -120,6 +128,10 @@ FIELD_FLAGS: dict[str, Flag] = {
     "eviction-hard": Flag(_thresholds, field="evictionHard"),
     "eviction-soft": Flag(_thresholds, field="evictionSoft"),
     "eviction-soft-grace-period": Flag(_pairs, field="evictionSoftGracePeriod"),
+    "eviction-max-pod-grace-period": Flag(_integer, field="evictionMaxPodGracePeriod"),
+    "eviction-minimum-reclaim": Flag(_pairs, field="evictionMinimumReclaim"),
+    "eviction-pressure-transition-period": Flag(field="evictionPressureTransitionPeriod"),
+    "enforce-node-allocatable": Flag(_words, field="enforceNodeAllocatable"),
     "fail-swap-on": Flag(_boolean, field="failSwapOn"),
     "feature-gates": Flag(_gates, field="featureGates"),
     "healthz-bind-address": Flag(field="healthzBindAddress"),
@@ -127,6 +139,11 @@ FIELD_FLAGS: dict[str, Flag] = {
     "image-gc-high-threshold": Flag(_integer, field="imageGCHighThresholdPercent"),
     "image-gc-low-threshold": Flag(_integer, field="imageGCLowThresholdPercent"),
     "kube-reserved": Flag(_pairs, field="kubeReserved"),
+    "kube-reserved-cgroup": Flag(field="kubeReservedCgroup"),
+    "local-storage-capacity-isolation": Flag(_boolean, field="localStorageCapacityIsolation"),
+    "minimum-image-ttl-duration": Flag(field="imageMinimumGCAge"),
+    "pods-per-core": Flag(_integer, field="podsPerCore"),
+    "system-reserved-cgroup": Flag(field="systemReservedCgroup"),
     "max-pods": Flag(_integer, field="maxPods"),
     "node-status-update-frequency": Flag(field="nodeStatusUpdateFrequency"),
     "pod-cidr": Flag(field="podCIDR"),
@@ -151,9 +168,8 @@ _NO_EFFECT_BOOLEAN = "contention-profiling enable-debugging-handlers fail-cgroup
 _NO_EFFECT_TEXT = """cloud-provider image-credential-provider-config image-credential-provider-bin-dir
     image-service-endpoint pod-infra-container-image runtime-cgroups kubelet-cgroups system-cgroups
     volume-plugin-dir read-only-port hairpin-mode cpu-manager-policy topology-manager-policy
-    memory-manager-policy enforce-node-allocatable kube-api-qps kube-api-burst event-qps event-burst
+    memory-manager-policy kube-api-qps kube-api-burst event-qps event-burst
     registry-qps registry-burst logging-format vmodule tls-cipher-suites tls-min-version sync-frequency
-    maximum-dead-containers maximum-dead-containers-per-container minimum-container-ttl-duration
     protect-kernel-defaults make-iptables-util-chains cgroups-per-qos container-runtime network-plugin
     lock-file streaming-connection-idle-timeout reserved-cpus"""
 
@@ -185,6 +201,12 @@ class Options:
     standalone: bool = False
     manifests: str = ""
     """Folder of static pods (with --standalone)."""
+    dead_per_container: int = 1
+    """Dead containers kept of each container of a pod besides the newest; negative: all."""
+    dead_in_all: int = -1
+    """Dead containers kept on the node; negative: no limit."""
+    dead_minimum_age: float = 0.0
+    """Seconds a container has to be dead before it is removed."""
     verbosity: int = 2
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """KubeletConfiguration fields set by flags, nested as in the file."""

@@ -17,6 +17,7 @@ import msgspec
 
 from agent.api.cluster import Taint
 from agent.api.meta import wire_name
+from agent.config.checks import check_resources
 from agent.config.durations import Duration, Size, decode
 from host.errors import InputError
 
@@ -45,6 +46,10 @@ _IRREGULAR = {
     "max_parallel_image_pulls": "maxParallelImagePulls",
     "provider_id": "providerID",
     "resolver_config": "resolvConf",
+    "image_minimum_gc_age": "imageMinimumGCAge",
+    "image_maximum_gc_age": "imageMaximumGCAge",
+    "image_gc_high_threshold_percent": "imageGCHighThresholdPercent",
+    "image_gc_low_threshold_percent": "imageGCLowThresholdPercent",
 }
 
 UNUSED = frozenset(
@@ -57,15 +62,6 @@ UNUSED = frozenset(
         "featureGates",
         "runtimeRequestTimeout",
         "serializeImagePulls",
-        "imageMinimumGCAge",
-        "imageMaximumGCAge",
-        "imageGCHighThresholdPercent",
-        "imageGCLowThresholdPercent",
-        "evictionSoft",
-        "evictionSoftGracePeriod",
-        "evictionPressureTransitionPeriod",
-        "evictionMaxPodGracePeriod",
-        "evictionMinimumReclaim",
         "defaultPodSysctls",
         "podLogsDirMode",
         "syncFrequency",
@@ -100,33 +96,23 @@ UNUSED = frozenset(
         "contentType",
         "kubeAPIQPS",
         "kubeAPIBurst",
-        "mergeDefaultEvictionSettings",
-        "podsPerCore",
         "protectKernelDefaults",
         "makeIPTablesUtilChains",
         "iptablesMasqueradeBit",
         "iptablesDropBit",
-        "memorySwap",
         "configMapAndSecretChangeDetectionStrategy",
         "reservedSystemCPUs",
         "showHiddenMetricsForVersion",
-        "systemReservedCgroup",
-        "kubeReservedCgroup",
-        "enforceNodeAllocatable",
         "volumePluginDir",
         "kernelMemcgNotification",
         "enableSystemLogHandler",
         "enableSystemLogQuery",
-        "shutdownGracePeriod",
-        "shutdownGracePeriodCriticalPods",
-        "shutdownGracePeriodByPodPriority",
         "reservedMemory",
         "enableProfilingHandler",
         "enableDebugFlagsHandler",
         "memoryThrottlingFactor",
         "memoryReservationPolicy",
         "tracing",
-        "localStorageCapacityIsolation",
         "imageServiceEndpoint",
         "failCgroupV1",
         "userNamespaces",
@@ -185,6 +171,19 @@ class CrashLoopBackOff(Section, frozen=True, kw_only=True):
     max_container_restart_period: Duration | None = None
 
 
+class MemorySwap(Section, frozen=True, kw_only=True):
+    """How pods use swap where the node has any: NoSwap (the default) or LimitedSwap."""
+
+    swap_behavior: str = ""
+
+
+class ShutdownByPriority(Section, frozen=True, kw_only=True):
+    """Seconds that pods of this priority, up to the next one's, get when the node shuts down."""
+
+    priority: int = 0
+    shutdown_grace_period_seconds: int = 0
+
+
 class KubeletConfiguration(Section, frozen=True, kw_only=True):
     """The fields that have an effect. Durations in seconds, sizes in bytes."""
 
@@ -222,6 +221,14 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     system_reserved: dict[str, str] = {}
     kube_reserved: dict[str, str] = {}
     fail_swap_on: bool = True
+    pods_per_core: int = 0
+    enforce_node_allocatable: tuple[str, ...] = ("pods",)
+    system_reserved_cgroup: str = ""
+    kube_reserved_cgroup: str = ""
+    memory_swap: MemorySwap = MemorySwap()
+    shutdown_grace_period: Duration = Duration(0)
+    shutdown_grace_period_critical_pods: Duration = Duration(0)
+    shutdown_grace_period_by_pod_priority: tuple[ShutdownByPriority, ...] = ()
     # Pods
     cluster_domain: str = ""
     cluster_dns: tuple[str, ...] = ()
@@ -237,6 +244,17 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     oom_score_adj: int = -999
     # Pressure
     eviction_hard: dict[str, str] = msgspec.field(default_factory=lambda: dict(EVICTION_HARD))
+    eviction_soft: dict[str, str] = {}
+    eviction_soft_grace_period: dict[str, Duration] = {}
+    eviction_minimum_reclaim: dict[str, str] = {}
+    eviction_pressure_transition_period: Duration = Duration(300)
+    eviction_max_pod_grace_period: int = 0
+    merge_default_eviction_settings: bool = False
+    local_storage_capacity_isolation: bool = True
+    image_minimum_gc_age: Duration = Duration(120)
+    image_maximum_gc_age: Duration = Duration(0)
+    image_gc_high_threshold_percent: int = 85
+    image_gc_low_threshold_percent: int = 80
 
 
 KNOWN = frozenset(field.encode_name for field in msgspec.structs.fields(KubeletConfiguration))
@@ -264,6 +282,9 @@ def build(document: dict[str, Any], *, where: str) -> KubeletConfiguration:
         config = msgspec.convert(used, KubeletConfiguration, dec_hook=decode, strict=False)
     except (msgspec.ValidationError, ValueError) as exc:
         raise InputError(f"{where}: {str(exc).replace('$.', 'field ')}") from exc
+    if config.merge_default_eviction_settings:
+        merged = {**EVICTION_HARD, **config.eviction_hard}
+        config = msgspec.structs.replace(config, eviction_hard=merged)
     _check(config, where)
     return config
 
@@ -298,5 +319,6 @@ def _check(config: KubeletConfiguration, where: str) -> None:
         raise InputError(f"{where}: authorization.mode must be Webhook or AlwaysAllow")
     if bool(config.tls_cert_file) != bool(config.tls_private_key_file):
         raise InputError(f"{where}: tlsCertFile and tlsPrivateKeyFile go together, set both or neither")
+    check_resources(config, where)
     if not config.container_runtime_endpoint.startswith(("unix://", "/")):
         raise InputError(f"{where}: containerRuntimeEndpoint must be a unix:// socket")

@@ -1,9 +1,9 @@
-"""The node's conditions, from figures and from what the runtime says. Pure: facts in, conditions out.
+"""The node's conditions, from what eviction and the runtime say. Pure: facts in, conditions out.
 
 Reasons and messages are kubelet's where people and tools match on them ("KubeletReady",
 "container runtime network not ready: …"); pressure messages show the arithmetic.
 
-Source: k8s.io/kubernetes/pkg/kubelet/nodestatus/setters.go, pkg/kubelet/eviction/types.go (v1.37).
+Source: k8s.io/kubernetes/pkg/kubelet/nodestatus/setters.go (v1.37).
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from agent.api import quantity
+from agent.api.cluster import NodeRuntimeHandler
 from agent.api.meta import Condition
-from agent.node.facts import Usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,78 +26,67 @@ class RuntimeState:
     network_message: str = ""
     name: str = ""
     version: str = ""
-    handlers: tuple[str, ...] = ()
+    handlers: tuple[NodeRuntimeHandler, ...] = ()
     supplemental_groups_policy: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    """One eviction signal: how much is left of how much."""
-
-    name: str
-    available: int
-    capacity: int
-
-
-def signals(usage: Usage, *, memory: int) -> tuple[Signal, ...]:
-    """The signals we measure. `memory` is the machine's, in bytes."""
-    return (
-        Signal("memory.available", usage.memory_available, memory),
-        Signal("nodefs.available", usage.nodefs_available, usage.nodefs_capacity),
-        Signal("nodefs.inodesFree", usage.nodefs_inodes_free, usage.nodefs_inodes),
-        Signal("pid.available", usage.pids_capacity - usage.pids_used, usage.pids_capacity),
-    )
-
-
-def threshold(text: str, capacity: int) -> int:
-    """An eviction threshold in units: "100Mi", or "10%" of the capacity. Raises ValueError."""
-    if text.endswith("%"):
-        return int(capacity * float(text[:-1]) / 100)
-    return quantity.value(text)
-
-
 _PRESSURES = (
-    ("MemoryPressure", "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", ("memory.available",)),
+    (
+        "MemoryPressure",
+        "KubeletHasInsufficientMemory",
+        "KubeletHasSufficientMemory",
+        "kubelet has sufficient memory available",
+    ),
     (
         "DiskPressure",
         "KubeletHasDiskPressure",
         "KubeletHasNoDiskPressure",
-        ("nodefs.available", "nodefs.inodesFree"),
+        "kubelet has no disk pressure",
     ),
-    ("PIDPressure", "KubeletHasInsufficientPID", "KubeletHasSufficientPID", ("pid.available",)),
+    (
+        "PIDPressure",
+        "KubeletHasInsufficientPID",
+        "KubeletHasSufficientPID",
+        "kubelet has sufficient PID available",
+    ),
 )
+_EVENTS = {
+    "KubeletHasInsufficientMemory": "NodeHasInsufficientMemory",
+    "KubeletHasSufficientMemory": "NodeHasSufficientMemory",
+    "KubeletHasDiskPressure": "NodeHasDiskPressure",
+    "KubeletHasNoDiskPressure": "NodeHasNoDiskPressure",
+    "KubeletHasInsufficientPID": "NodeHasInsufficientPID",
+    "KubeletHasSufficientPID": "NodeHasSufficientPID",
+}
+"""Reason of a pressure condition to reason of the event that tells of its change."""
 
 
 def plan(
-    *,
-    found: Sequence[Signal],
-    thresholds: Mapping[str, str],
-    runtime: RuntimeState,
-    problems: Sequence[str] = (),
+    *, pressures: Mapping[str, str], runtime: RuntimeState, problems: Sequence[str] = ()
 ) -> tuple[Condition, ...]:
-    """All four conditions, without times. `problems` are further reasons not to be ready."""
-    by_name = {signal.name: signal for signal in found}
-    result = [
-        _pressure(kind, bad, good, [by_name[name] for name in names if name in by_name], thresholds)
-        for kind, bad, good, names in _PRESSURES
-    ]
-    return (*result, ready(runtime, problems))
+    """All four conditions, without times.
+
+    Args:
+        pressures: conditions that are True, with the arithmetic behind each.
+        problems: further reasons not to be ready.
+    """
+    return (*(_pressure(*words, pressures) for words in _PRESSURES), ready(runtime, problems))
 
 
-def _pressure(
-    kind: str, bad: str, good: str, found: Sequence[Signal], thresholds: Mapping[str, str]
-) -> Condition:
-    for signal in found:
-        limit = threshold(thresholds.get(signal.name, "0"), signal.capacity)
-        if signal.available < limit:
-            text = f"{signal.name} {signal.available} is below {limit} ({thresholds[signal.name]})"
-            return Condition(type=kind, status="True", reason=bad, message=text)
-    text = {
-        "MemoryPressure": "kubelet has sufficient memory available",
-        "DiskPressure": "kubelet has no disk pressure",
-        "PIDPressure": "kubelet has sufficient PID available",
-    }[kind]
+def _pressure(kind: str, bad: str, good: str, text: str, pressures: Mapping[str, str]) -> Condition:
+    if kind in pressures:
+        return Condition(type=kind, status="True", reason=bad, message=pressures[kind])
     return Condition(type=kind, status="False", reason=good, message=text)
+
+
+def pressure_events(new: Sequence[Condition], old: Sequence[Condition]) -> tuple[str, ...]:
+    """Reasons of the events that tell how the pressures changed; none when there was no status before."""
+    before = {condition.type: condition.status for condition in old}
+    return tuple(
+        _EVENTS[condition.reason]
+        for condition in new
+        if condition.reason in _EVENTS and before.get(condition.type, condition.status) != condition.status
+    )
 
 
 def ready(runtime: RuntimeState, problems: Sequence[str] = ()) -> Condition:

@@ -37,26 +37,25 @@ class Machine:
     memory: int
     hugepages: dict[str, int]
     """Resource name ("hugepages-2Mi") to bytes set aside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """What there is to use right now. Bytes, inodes, process ids."""
-
-    memory_available: int
-    nodefs_capacity: int
-    nodefs_available: int
-    nodefs_inodes: int
-    nodefs_inodes_free: int
-    pids_capacity: int
-    pids_used: int
+    pids: int = 0
+    """Process ids there can be."""
+    swap: int = 0
 
 
 def read_machine(
-    *, proc: Path = Path("/proc"), sys: Path = Path("/sys"), etc: Path = Path("/etc")
+    *,
+    memory_limit: int = 0,
+    proc: Path = Path("/proc"),
+    sys: Path = Path("/sys"),
+    etc: Path = Path("/etc"),
 ) -> Machine:
-    """Read the lasting facts."""
-    memory = _meminfo(proc)
+    """Read the lasting facts.
+
+    Args:
+        memory_limit: bytes the node may use at most, where it is confined to a cgroup; 0: no such limit.
+    """
+    memory = meminfo(proc)
+    total = memory.get("MemTotal", 0)
     system = os.uname()
     machine_id = _line(etc / "machine-id")
     return Machine(
@@ -67,39 +66,33 @@ def read_machine(
         os_image=_os_image(etc),
         architecture=_ARCHITECTURE.get(platform.machine(), platform.machine()),
         cpus=len(os.sched_getaffinity(0)),
-        memory=memory.get("MemTotal", 0),
+        memory=min(total, memory_limit) if memory_limit else total,
         hugepages=_hugepages(sys),
+        pids=process_ids(proc)[0],
+        swap=memory.get("SwapTotal", 0),
     )
 
 
-def read_usage(*, root: Path, proc: Path = Path("/proc")) -> Usage:
-    """Read what changes; `root` is a folder on the file system that pods' data is on.
-
-    Raises:
-        OSError: `root` does not exist.
-    """
-    memory = _meminfo(proc)
+def nodefs_capacity(root: Path) -> int:
+    """Bytes of the file system that pods' data is on. Raises OSError: `root` does not exist."""
     disk = os.statvfs(root)
-    return Usage(
-        memory_available=memory.get("MemAvailable", 0),
-        nodefs_capacity=disk.f_blocks * disk.f_frsize,
-        nodefs_available=disk.f_bavail * disk.f_frsize,
-        nodefs_inodes=disk.f_files,
-        nodefs_inodes_free=disk.f_favail,
-        pids_capacity=min(_number(proc / "sys/kernel/pid_max"), _number(proc / "sys/kernel/threads-max")),
-        pids_used=_threads(proc),
-    )
+    return disk.f_blocks * disk.f_frsize
 
 
-def _meminfo(proc: Path) -> dict[str, int]:
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", _text(proc / "meminfo"), re.MULTILINE)
+def meminfo(proc: Path) -> dict[str, int]:
+    """The fields of /proc/meminfo that are sizes, in bytes."""
+    found = re.findall(r"^([\w()]+):\s+(\d+) kB$", _text(proc / "meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in found}
 
 
-def _threads(proc: Path) -> int:
-    """All threads of the machine: the number after the slash in the fourth field of /proc/loadavg."""
+def process_ids(proc: Path) -> tuple[int, int]:
+    """How many process ids there can be, and how many are taken.
+
+    Taken are all threads of the machine: the number after the slash in the fourth field of /proc/loadavg.
+    """
     fields = _text(proc / "loadavg").split()
-    return int(fields[3].partition("/")[2]) if len(fields) > 3 else 0
+    taken = int(fields[3].partition("/")[2]) if len(fields) > 3 else 0
+    return min(_number(proc / "sys/kernel/pid_max"), _number(proc / "sys/kernel/threads-max")), taken
 
 
 def _hugepages(sys: Path) -> dict[str, int]:

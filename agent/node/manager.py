@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from agent.api.times import format_time
 from agent.api.watch import backoff
 from agent.node import conditions, facts, status
 from agent.node.conditions import RuntimeState
+from agent.node.facts import Machine
 from agent.node.lease import LeaseKeeper
 from agent.node.status import NodePlan
 from host.clocks import Clock, sleep_unless
@@ -54,6 +55,9 @@ class NodeManager:
     Args:
         client: None in standalone mode: facts are kept up to date, nothing is posted.
         problems: further reasons not to be Ready, asked each time ("node has no podCIDR: …").
+        pressures: pressure conditions that are True, with their messages, asked each time.
+        volumes_in_use: attachable volumes that pods use, asked each time.
+        machine: what the machine is; read when it is not given.
         addresses: `status.addresses`, asked each time, so that a changed address is noticed.
     """
 
@@ -68,12 +72,15 @@ class NodeManager:
         events: EventRecorder,
         clock: Clock,
         problems: Callable[[], Sequence[str]] = tuple,
+        pressures: Callable[[], Mapping[str, str]] = dict,
+        volumes_in_use: Callable[[], Sequence[str]] = tuple,
+        machine: Machine | None = None,
         update_every: float = 10.0,
         report_every: float = 300.0,
         lease_seconds: int = 40,
     ) -> None:
         self.plan = plan
-        self.machine = facts.read_machine()
+        self.machine = machine or facts.read_machine()
         self.registered = asyncio.Event()
         self.node: Node | None = None
         self.status = NodeStatus()
@@ -85,6 +92,8 @@ class NodeManager:
         self._events = events
         self._clock = clock
         self._problems = problems
+        self._pressures = pressures
+        self._volumes_in_use = volumes_in_use
         self._update_every = update_every
         self._report_every = report_every
         self._wake = asyncio.Event()
@@ -130,9 +139,7 @@ class NodeManager:
                 log.log(level, "node not registered node=%s error=%s", self.plan.name, exc)
                 await self._clock.sleep(backoff(attempt))
                 attempt += 1
-        self._events.record(
-            node_reference(self.plan.name), type="Normal", reason="Starting", message="Starting kubelet."
-        )
+        self._say("Normal", "Starting", "Starting kubelet.")
         await self._follow()
 
     async def _register(self) -> None:
@@ -204,15 +211,16 @@ class NodeManager:
         else:
             last = self._runtime_state
             state = dataclasses.replace(state, name=last.name, version=last.version)
-        usage = facts.read_usage(root=self._root)
         self.status = status.build(
             self.plan,
             machine=self.machine,
-            usage=usage,
+            nodefs=facts.nodefs_capacity(self._root),
             runtime=state,
             addresses=self._addresses(),
             images=self._images,
+            pressures=self._pressures(),
             problems=self._problems(),
+            volumes_in_use=self._volumes_in_use(),
         )
         self._note_readiness()
 
@@ -224,9 +232,18 @@ class NodeManager:
             self._said = condition.message
         if ready != self.ready and self._posted is not None:
             reason = "NodeReady" if ready else "NodeNotReady"
-            message = f"Node {self.plan.name} status is now: {reason}"
-            self._events.record(node_reference(self.plan.name), type="Normal", reason=reason, message=message)
+            self._say("Normal", reason, f"Node {self.plan.name} status is now: {reason}")
         self.ready = ready
+
+    def _note_reboot(self, before: str) -> None:
+        """Tell when the machine was started anew since the status that the API still has."""
+        now = self.machine.boot_id
+        if before and now and before != now:
+            name = self.plan.name
+            self._say("Warning", "Rebooted", f"Node {name} has been rebooted, boot id: {now}")
+
+    def _say(self, kind: str, reason: str, message: str) -> None:
+        self._events.record(node_reference(self.plan.name), type=kind, reason=reason, message=message)
 
     async def _post(self) -> None:
         """Post the status if it is news or old."""
@@ -239,6 +256,10 @@ class NodeManager:
             return  # just started: a status without the runtime's word would flip a node that is ready
         if self.node is None or self._posted is None:
             self.node = await client.get(NODES, self.plan.name)
+        if self._posted is None:
+            self._note_reboot(self.node.status.node_info.boot_id)
+        for reason in conditions.pressure_events(self.status.conditions, self.node.status.conditions):
+            self._say("Normal", reason, f"Node {self.plan.name} status is now: {reason}")
         stamped = conditions.stamp(
             self.status.conditions, self.node.status.conditions, now=format_time(self._clock.now())
         )
@@ -261,6 +282,6 @@ def status_patch(new: NodeStatus, old: NodeStatus) -> JSON:
         gone = {name: None for name in before if name not in body.get(field, {}) and "/" not in name}
         body.setdefault(field, {}).update(gone)
     body["addresses"] = [*body.get("addresses", []), {"$patch": "replace"}]
-    for field in ("images", "runtimeHandlers", "declaredFeatures"):
+    for field in ("images", "volumesInUse", "runtimeHandlers", "declaredFeatures"):
         body.setdefault(field, [])
     return {"status": body}

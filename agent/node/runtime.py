@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.api.cluster import NodeRuntimeHandler, NodeRuntimeHandlerFeatures
 from agent.api.structs import ContainerImage
 from agent.node.conditions import RuntimeState
 from agent.pods.runtime import Runtime, RuntimeFailure
+from proto.cri import runtime_pb2 as pb
 
 
 class CriProbe:
@@ -33,7 +35,7 @@ class CriProbe:
             network_message=_message(network),
             name=version.runtime_name,
             version=version.runtime_version,
-            handlers=tuple(handler.name for handler in answer.runtime_handlers),
+            handlers=tuple(_handler(handler) for handler in answer.runtime_handlers),
             supplemental_groups_policy=answer.features.supplemental_groups_policy,
         )
 
@@ -46,6 +48,15 @@ class CriProbe:
             ContainerImage(names=(*image.repo_digests, *image.repo_tags)[:5], size_bytes=image.size)
             for image in sorted(found, key=lambda image: image.id)
         )
+
+
+def _handler(handler: pb.RuntimeHandler) -> NodeRuntimeHandler:
+    """A handler with what it can do; the scheduler does not look at these yet, people and the API do."""
+    features = NodeRuntimeHandlerFeatures(
+        recursive_read_only_mounts=handler.features.recursive_read_only_mounts,
+        user_namespaces=handler.features.user_namespaces,
+    )
+    return NodeRuntimeHandler(name=handler.name, features=features)
 
 
 def _message(condition: object) -> str:

@@ -22,7 +22,6 @@ from agent.api.cluster import (
     NodeAddress,
     NodeDaemonEndpoints,
     NodeFeatures,
-    NodeRuntimeHandler,
     NodeSpec,
     NodeStatus,
     NodeSystemInfo,
@@ -31,7 +30,8 @@ from agent.api.cluster import (
 from agent.api.meta import JSON, Condition, ObjectMeta
 from agent.node import conditions
 from agent.node.conditions import RuntimeState
-from agent.node.facts import Machine, Usage
+from agent.node.facts import Machine
+from agent.resources.eviction.signals import Amount
 
 WEB_SOCKETS = "ExtendWebSocketsToKubelet"
 
@@ -102,31 +102,30 @@ def adoption(node: Node, plan: NodePlan, machine: Machine) -> JSON:
     return {"metadata": metadata}
 
 
-def capacity(plan: NodePlan, machine: Machine, usage: Usage) -> dict[str, str]:
-    """What the machine has, as quantities."""
+def capacity(plan: NodePlan, machine: Machine, nodefs: int) -> dict[str, str]:
+    """What the machine has, as quantities; `nodefs` is the size in bytes of the pods' file system."""
     return {
         "cpu": str(machine.cpus),
         "memory": quantity.format_kibibytes(machine.memory),
-        "ephemeral-storage": quantity.format_kibibytes(usage.nodefs_capacity),
+        "ephemeral-storage": quantity.format_kibibytes(nodefs),
         "pods": str(plan.max_pods),
         **{name: str(size) for name, size in machine.hugepages.items()},
     }
 
 
-def allocatable(plan: NodePlan, machine: Machine, usage: Usage) -> dict[str, str]:
+def allocatable(plan: NodePlan, machine: Machine, nodefs: int) -> dict[str, str]:
     """Capacity less what is reserved, less the hard eviction thresholds, less huge pages from memory."""
 
     def held(name: str) -> int:
         return sum(quantity.value(str(item.get(name, "0"))) for item in plan.reserved)
 
     def kept(name: str, size: int) -> int:
-        return conditions.threshold(plan.eviction_hard.get(name, "0"), size)
+        return Amount(plan.eviction_hard.get(name, "0")).of(size)
 
     cpu = machine.cpus * 1000 - sum(quantity.milli(str(item.get("cpu", "0"))) for item in plan.reserved)
     memory = machine.memory - held("memory") - kept("memory.available", machine.memory)
     memory -= sum(machine.hugepages.values())
-    disk = usage.nodefs_capacity - held("ephemeral-storage")
-    disk -= kept("nodefs.available", usage.nodefs_capacity)
+    disk = nodefs - held("ephemeral-storage") - kept("nodefs.available", nodefs)
     return {
         "cpu": quantity.format_milli(max(0, cpu)),
         "memory": quantity.format_kibibytes(max(0, memory)),
@@ -140,29 +139,35 @@ def build(
     plan: NodePlan,
     *,
     machine: Machine,
-    usage: Usage,
+    nodefs: int,
     runtime: RuntimeState,
     addresses: Sequence[NodeAddress],
     images: Sequence[ContainerImage] = (),
+    pressures: Mapping[str, str] | None = None,
     problems: Sequence[str] = (),
+    volumes_in_use: Sequence[str] = (),
 ) -> NodeStatus:
-    """The whole status, conditions without times."""
+    """The whole status, conditions without times.
+
+    Args:
+        nodefs: size in bytes of the file system that pods' data is on.
+        pressures, problems: see `conditions.plan`.
+        volumes_in_use: unique names of attachable volumes that pods use; they must not be detached.
+    """
     found: tuple[Condition, ...] = conditions.plan(
-        found=conditions.signals(usage, memory=machine.memory),
-        thresholds=plan.eviction_hard,
-        runtime=runtime,
-        problems=problems,
+        pressures=pressures or {}, runtime=runtime, problems=problems
     )
     biggest = sorted(images, key=lambda image: -image.size_bytes)
     return NodeStatus(
-        capacity=capacity(plan, machine, usage),
-        allocatable=allocatable(plan, machine, usage),
+        capacity=capacity(plan, machine, nodefs),
+        allocatable=allocatable(plan, machine, nodefs),
         conditions=found,
         addresses=tuple(addresses),
         daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=plan.port)),
         node_info=system_info(plan, machine, runtime),
         images=tuple(biggest if plan.max_images < 0 else biggest[: plan.max_images]),
-        runtime_handlers=tuple(NodeRuntimeHandler(name=name) for name in runtime.handlers),
+        volumes_in_use=tuple(sorted(volumes_in_use)),
+        runtime_handlers=runtime.handlers,
         features=NodeFeatures(supplemental_groups_policy=runtime.supplemental_groups_policy),
         declared_features=plan.declared_features,
     )
@@ -195,6 +200,8 @@ def comparable(status: NodeStatus) -> tuple[object, ...]:
         status.node_info,
         status.images,
         status.daemon_endpoints,
+        status.volumes_in_use,
         status.runtime_handlers,
+        status.features,
         status.declared_features,
     )

@@ -7,6 +7,7 @@ and when to look again. All times are monotonic seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -210,5 +211,9 @@ class Observed:
     stop: Stop | None = None
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Container name → its next restart count, where the runtime has lost the run before (node reboot)."""
+    keep_dead: int = 1
+    """Dead containers to keep of each name besides the newest container; negative: all."""
+    dead_since: float = math.inf
+    """When a container must have ended, in Unix seconds, to be removed as one too many."""
     cgroup: bool = True
     """Whether the pod's cgroup may still be there."""

@@ -19,7 +19,7 @@ from agent.pods import actions, spec
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
 from agent.pods.images import ImageProblem
-from agent.pods.loglinks import remove_links
+from agent.pods.loglinks import remove_links, remove_log
 from agent.pods.memory import Memory
 from agent.pods.naming import NamingError, pod_dns
 from agent.pods.ports import Ports
@@ -239,7 +239,16 @@ class Executor:
 
     async def remove_container(self, pod: Pod, action: actions.RemoveContainer) -> None:
         """RemoveContainer."""
+        fact = self.ports.observer.of(pod.metadata.uid).container(action.id)
         await self._remove(pod, action.id, self.ports.runtime.remove_container(action.id))
+        if fact is not None and fact.log_path:
+            remove_log(
+                self.ports.settings,
+                pod,
+                container=fact.name,
+                container_id=fact.id,
+                log_path=fact.log_path,
+            )
 
     async def _remove(self, pod: Pod, key: str, removing: Awaitable[None]) -> None:
         try:

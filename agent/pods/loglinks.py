@@ -36,6 +36,19 @@ def remove_links(settings: PodSettings, pod: Pod) -> None:
             Path(link.path).unlink(missing_ok=True)
 
 
+def remove_log(settings: PodSettings, pod: Pod, *, container: str, container_id: str, log_path: str) -> None:
+    """Remove the log of one container that is removed: the file, its rotated ones and its link."""
+    path = Path(log_path)
+    (settings.links_dir / _name(pod, container, container_id)).unlink(missing_ok=True)
+    try:
+        names = os.listdir(path.parent)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name == path.name or name.startswith(f"{path.name}."):
+            (path.parent / name).unlink(missing_ok=True)
+
+
 def _name(pod: Pod, container: str, container_id: str) -> str:
     stem = f"{pod.metadata.name}_{pod.metadata.namespace}_{container}-{container_id}"
     return stem[: _NAME_LIMIT - 4] + ".log"

@@ -17,8 +17,10 @@ import msgspec
 
 from agent.api.structs import ObjectMeta, Pod, Service
 from agent.pods import probe_record, spec
+from agent.pods.ending import PodEnding
 from agent.pods.executor import Executor
 from agent.pods.facts import PodFacts, State
+from agent.pods.garbage import ContainerCollector
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
 from agent.pods.ports import EventPort, Ports, ProbePort, VolumePort
@@ -110,6 +112,10 @@ class PodManager:
             runtime_name=runtime_name,
         )
         self._executor = Executor(self._ports)
+        self.ending = PodEnding(self._workers, executor=self._executor, clock=clock)
+        """Ends pods for the node's sake."""
+        self.garbage = ContainerCollector(self._workers, executor=self._executor)
+        """Removes dead containers."""
         self._held: list[Pod] | None = []
         """Pods that came before the runtime's first list, without which they could be started twice."""
 
@@ -120,6 +126,7 @@ class PodManager:
                 group.create_task(self.observer.run(), name="observer")
                 group.create_task(self._begin(), name="pods begin")
                 group.create_task(self._sweep_forever(), name="orphans")
+                group.create_task(self.garbage.run(), name="dead containers")
         finally:
             await asyncio.gather(*(worker.close() for worker in self._workers.values()))
             await self._writer.close()

@@ -44,7 +44,7 @@ def plan(pod: Pod, seen: Observed) -> list[Action]:
         return plan_stop(pod, seen, seen.stop)
     if finished(pod, seen.facts):
         return plan_stop(pod, seen, None)
-    actions = _kills(pod, seen) + _garbage(pod, seen.facts)
+    actions = _kills(pod, seen) + _garbage(seen)
     if seen.volumes is not Volumes.READY:
         actions += retrying(seen, PrepareVolumes())
     box = seen.facts.sandbox
@@ -87,14 +87,15 @@ def _kills(pod: Pod, seen: Observed) -> list[Action]:
     return actions
 
 
-def _garbage(pod: Pod, facts: PodFacts) -> list[Action]:
-    """Dead containers beyond one a name besides the newest, and old sandboxes without any of those."""
-    kept: dict[str, int] = {}
+def _garbage(seen: Observed) -> list[Action]:
+    """Dead containers beyond the newest and those to be kept, and old sandboxes without any of those."""
+    facts, kept = seen.facts, dict[str, int]()
     actions: list[Action] = []
     homes = set()
     for fact in facts.containers:
         count = kept[fact.name] = kept.get(fact.name, 0) + 1
-        if count > 2 and fact.state is State.EXITED:
+        surplus = seen.keep_dead >= 0 and count > 1 + seen.keep_dead
+        if surplus and fact.state is State.EXITED and fact.finished_at <= seen.dead_since:
             actions.append(RemoveContainer(fact.id))
         else:
             homes.add(fact.sandbox_id)

@@ -232,6 +232,10 @@ class Runtime:
         """Remove an image; a missing one is removed already."""
         await self._call("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=ref)), image=True)
 
+    async def image_fs(self) -> pb.ImageFsInfoResponse:
+        """Where images and writable layers are, and what they take."""
+        return await self._call("ImageFsInfo", pb.ImageFsInfoRequest(), image=True, timeout=60)
+
     # --- everything at once -------------------------------------------------------------------------------
 
     async def pods(self) -> dict[str, facts.PodFacts]:

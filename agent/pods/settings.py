@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.pods.naming import Dns
+from agent.resources.swap import SwapPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class PodSettings:
     (crashLoopBackOff.maxContainerRestartPeriod)."""
     max_parallel_pulls: int = 10
     """Images pulled at the same time (maxParallelImagePulls); 1 is kubelet's serializeImagePulls."""
+    swap: SwapPolicy = field(default_factory=SwapPolicy)
+    """How pods use swap (memorySwap)."""
+    hugepage_sizes: tuple[str, ...] = ()
+    """Huge page resources of the node; a container that asks for none of a size may use none."""
     memory_capacity: int = 0
     """The node's memory in bytes, for OOM scores."""
     capacity: Mapping[str, str] = field(default_factory=dict)
@@ -49,6 +54,13 @@ class PodSettings:
     """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
     crash_log_lines: int = 3
     """Last lines of a crashed container's log that its event shows (crashLogLines)."""
+    dead_per_container: int = 1
+    """Dead containers kept of each container besides the newest, negative: all
+    (--maximum-dead-containers-per-container)."""
+    dead_in_all: int = -1
+    """Dead containers kept on the node, negative: no limit (--maximum-dead-containers)."""
+    dead_minimum_age: float = 0.0
+    """Seconds a container has to be dead before it is removed (--minimum-container-ttl-duration)."""
     relist_seconds: float = 60.0
     """How often everything is compared with the runtime's lists, as a net below its events."""
 

@@ -40,6 +40,8 @@ class Verdict:
     message: str
     disruption: bool = False
     """Whether it was ended for the node's sake (condition DisruptionTarget)."""
+    grace: int | None = None
+    """Seconds the pod gets at most; None: what it asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)

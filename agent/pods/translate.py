@@ -20,6 +20,8 @@ from agent.pods.naming import Dns, kernel_hostname
 from agent.pods.security import SpecError, container_security, namespaces, sandbox_security
 from agent.pods.settings import PodSettings
 from agent.resources import qos
+from agent.resources.node_allocatable import page_size
+from agent.resources.swap import swap_limit
 from agent.volumes.base import Mount
 from proto.cri import runtime_pb2 as pb
 
@@ -179,12 +181,15 @@ def container_resources(pod: Pod, container: Container, settings: PodSettings) -
     )
     if "memory" in limits:
         out.memory_limit_in_bytes = int(limits["memory"])
+    swap = swap_limit(pod, container, settings.swap)
+    if swap.memory_and_swap is not None:
+        out.memory_swap_limit_in_bytes = swap.memory_and_swap
+    out.unified.update(swap.unified)
     if settings.cpu_quota:
         out.cpu_period = settings.cpu_quota_period_us
         if limits.get("cpu"):
             out.cpu_quota = qos.cpu_quota_us(limits["cpu"], settings.cpu_quota_period_us)
-    for name, amount in limits.items():
-        if name.startswith("hugepages-"):
-            size = name.removeprefix("hugepages-").removesuffix("i") + "B"
-            out.hugepage_limits.add(page_size=size, limit=int(amount))
+    asked = {name: int(amount) for name, amount in limits.items() if name.startswith("hugepages-")}
+    for name, size in ({**dict.fromkeys(settings.hugepage_sizes, 0), **asked}).items():
+        out.hugepage_limits.add(page_size=page_size(name), limit=size)
     return out

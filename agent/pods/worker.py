@@ -51,6 +51,8 @@ class PodWorker:
         self.pod = pod
         self.removed = False
         self.memory = Memory(status=pod.status)
+        self.ended = asyncio.Event()
+        """Set when the pod was stopped and nothing of it runs, is mounted or has a cgroup."""
         self._executor = executor
         self._ports = executor.ports
         self._on_finished = on_finished
@@ -129,6 +131,8 @@ class PodWorker:
             self._begin(action)
         self._report(facts, seen)
         self._set_timer(todo, now)
+        if self.memory.stop is not None and not self.memory.cgroup and not self._jobs:
+            self.ended.set()
         if any(isinstance(action, actions.Finished) for action in todo) and not self._jobs:
             self._finish()
 
@@ -172,6 +176,8 @@ class PodWorker:
         if not (over or release):
             return
         grace = spec.grace_seconds(self.pod)
+        if memory.verdict is not None and memory.verdict.grace is not None:
+            grace = min(grace, max(1, memory.verdict.grace))
         if memory.stop is None:
             memory.stop = actions.Stop(began=now, grace=float(grace), release=release)
             self._ports.probes.terminating(self.uid)
@@ -215,6 +221,8 @@ class PodWorker:
             condemned=dict(memory.condemned),
             stop=memory.stop,
             restarts=_next_restarts(memory.status),
+            keep_dead=self._ports.settings.dead_per_container,
+            dead_since=self._ports.clock.now() - self._ports.settings.dead_minimum_age,
             cgroup=memory.cgroup,
         )
 

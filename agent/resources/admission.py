@@ -14,6 +14,7 @@ from fractions import Fraction
 
 from agent.api.structs import NodeSelectorRequirement, NodeSelectorTerm, Pod
 from agent.resources import qos
+from agent.resources.eviction.admission import refusal
 
 _SCALARS = ("cpu", "memory", "ephemeral-storage")
 
@@ -34,10 +35,18 @@ class NodeFacts:
     labels: Mapping[str, str] = field(default_factory=dict)
     allocatable: Mapping[str, str] = field(default_factory=dict)
     max_pods: int = 110
+    pressures: frozenset[str] = frozenset()
+    """Pressure conditions that are True now."""
+    shutting_down: bool = False
 
 
 def admit(pod: Pod, others: Iterable[Pod], node: NodeFacts) -> Rejection | None:
     """None when the pod may run beside the others (the active pods of this node, without itself)."""
+    if node.shutting_down:
+        return Rejection("NodeShutdown", "Pod was rejected as the node is shutting down.")
+    pressed = refusal(pod, node.pressures)
+    if pressed is not None:
+        return Rejection(*pressed)
     if pod.spec.os is not None and pod.spec.os.name not in ("", "linux"):
         return Rejection("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS")
     if pod.spec.node_name not in ("", node.name):

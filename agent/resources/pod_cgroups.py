@@ -13,6 +13,7 @@ from typing import Protocol
 
 from agent.api.structs import Pod
 from agent.resources import qos
+from agent.resources.node_allocatable import page_size
 from host.cgroups import Resources
 
 _LEVELS = {qos.GUARANTEED: "", qos.BURSTABLE: "/burstable", qos.BEST_EFFORT: "/besteffort"}
@@ -55,6 +56,9 @@ def pod_resources(
         cpu_period_us=period_us if quota is not None else None,
         memory_limit=int(limits["memory"]) if limits.get("memory") else None,
         pids_limit=pids_limit if pids_limit > 0 else None,
+        hugepage_limits={
+            page_size(name): int(amount) for name, amount in limits.items() if name.startswith("hugepages-")
+        },
     )
 
 
@@ -69,8 +73,11 @@ class PodCgroups:
         pids_limit: int = -1,
         cpu_quota: bool = True,
         period_us: int = 100_000,
+        all_pods: Resources | None = None,
     ) -> None:
+        """`all_pods`: limits of the cgroup above all pods, where they are enforced."""
         self._cgroups = cgroups
+        self._all_pods = all_pods
         self._root = root
         self._pids_limit = pids_limit
         self._cpu_quota = cpu_quota
@@ -81,7 +88,7 @@ class PodCgroups:
     def ensure_levels(self) -> None:
         """Make `kubepods` and the QoS levels below it. Raises HostError."""
         for kind in (qos.GUARANTEED, qos.BURSTABLE, qos.BEST_EFFORT):
-            resources = Resources(cpu_shares=qos.MIN_SHARES) if kind != qos.GUARANTEED else None
+            resources = Resources(cpu_shares=qos.MIN_SHARES) if kind != qos.GUARANTEED else self._all_pods
             self._cgroups.create(kubepods_path(self._root, kind), resources)
         self._levels = True
 

@@ -57,7 +57,7 @@ def qos_class(pod: Pod) -> str:
 def pod_requests(pod: Pod) -> dict[str, Fraction]:
     """What the scheduler counts for a pod: the larger of all app containers with sidecars and any init step,
     pod-level requests in their place where set, plus overhead."""
-    total = _aggregate(pod, requests_of)
+    total = aggregate(pod, requests_of)
     if pod.spec.resources is not None:
         total.update(requests_of(pod.spec.resources))
     return _add(total, parse_all(pod.spec.overhead))
@@ -66,7 +66,7 @@ def pod_requests(pod: Pod) -> dict[str, Fraction]:
 def pod_limits(pod: Pod) -> dict[str, Fraction]:
     """A pod's limit for each resource that *every* app container and sidecar limits; others are unlimited."""
     everyone = [*pod.spec.containers, *(c for c in pod.spec.init_containers if c.restart_policy == "Always")]
-    total = _aggregate(pod, lambda resources: parse_all(resources.limits))
+    total = aggregate(pod, lambda resources: parse_all(resources.limits))
     total = {n: v for n, v in total.items() if all(n in c.resources.limits for c in everyone)}
     if pod.spec.resources is not None:
         total.update(parse_all(pod.spec.resources.limits))
@@ -74,9 +74,10 @@ def pod_limits(pod: Pod) -> dict[str, Fraction]:
     return {name: amount + overhead.get(name, Fraction(0)) for name, amount in total.items()}
 
 
-def _aggregate(
+def aggregate(
     pod: Pod, amounts: Callable[[ResourceRequirements], Mapping[str, Fraction]]
 ) -> dict[str, Fraction]:
+    """Containers' amounts as the scheduler adds them up: what runs together, or an init step if larger."""
     running: dict[str, Fraction] = {}
     peak: dict[str, Fraction] = {}
     for container in pod.spec.init_containers:
@@ -139,6 +140,6 @@ def _spare_memory(pod: Pod) -> Fraction:
     if pod.spec.resources is None or "memory" not in requests_of(pod.spec.resources):
         return Fraction(0)
     containers: Iterable[Container] = (*pod.spec.init_containers, *pod.spec.containers)
-    claimed = _aggregate(pod, requests_of).get("memory", Fraction(0))
+    claimed = aggregate(pod, requests_of).get("memory", Fraction(0))
     spare = requests_of(pod.spec.resources)["memory"] - claimed
     return max(Fraction(0), spare) / max(1, len(tuple(containers)))

@@ -4,7 +4,6 @@ layers."""
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -15,23 +14,8 @@ from cri.server.usage import cpu_usage, io_usage, memory_usage, swap_usage
 from cri.state.records import ContainerState
 from cri.state.store import Container
 from host.cgroups import CgroupStats
+from host.diskusage import disk_usage
 from proto.cri import runtime_pb2 as pb
-
-
-def disk_usage(folder: Path) -> tuple[int, int]:
-    """Bytes on disk and inodes of a folder tree; what vanishes meanwhile is not counted."""
-    used, inodes, waiting = 0, 0, [os.fspath(folder)]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    used += entry.stat(follow_symlinks=False).st_blocks * 512
-                    inodes += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except FileNotFoundError:
-            continue
-    return used, inodes
 
 
 def render_stats(

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from cri.server.container_create import data_folder
-from cri.server.container_stats import disk_usage
 from cri.server.core import Core
 from cri.server.metric_table import ALL, CONTAINER, POD, Disk, Sample, metrics
 from cri.server.netdev import links_of
 from cri.state.records import ContainerState, SandboxState
 from cri.state.store import Container, Sandbox
 from host.cgroups import CgroupStats
+from host.diskusage import disk_usage
 from proto.cri import runtime_pb2 as pb
 
 _PROC, _SYS = Path("/proc"), Path("/sys")

@@ -172,6 +172,17 @@ class Cgroups:
             folder = tree / path.strip("/")
             apply(folder, controller.plan_v1(resources, reader(folder)))
 
+    @property
+    def swap_accounting(self) -> Literal["", "v1", "v2"]:
+        """How swap of a cgroup can be limited: together with memory (v1), alone (v2), or not at all.
+
+        v2's root has no limit files, but every cgroup below it.
+        """
+        if self.mode == "v2":
+            return "v2" if next(self.root.glob("*/memory.swap.max"), None) else ""
+        tree = self._by_controller.get("memory")
+        return "v1" if tree and (tree / "memory.memsw.limit_in_bytes").exists() else ""
+
     def procs_files(self, path: str) -> list[Path]:
         """The files a process id is written to so that the process moves into the cgroup, one a hierarchy."""
         return [folder / PROCS for folder in self.folders(path)]

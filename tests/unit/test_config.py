@@ -85,8 +85,8 @@ def test_flags_win_over_drop_ins_which_win_over_the_file(tmp_path):
 
 def test_a_known_field_without_effect_is_logged(tmp_path, caplog):
     caplog.set_level("INFO")
-    settings(tmp_path, {"podsPerCore": 3})
-    assert [record.args[0] for record in caplog.records] == ["podsPerCore"]
+    settings(tmp_path, {"protectKernelDefaults": True})
+    assert [record.args[0] for record in caplog.records] == ["protectKernelDefaults"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,17 @@ def test_a_known_field_without_effect_is_logged(tmp_path, caplog):
         ({"maxPod": 3}, ["unknown field maxPod", "did you mean maxPods"]),
         ({"maxPods": "many"}, ["maxPods", "int"]),
         ({"authentication": {"x509": {"caFile": "x"}}}, ["authentication.x509", "caFile"]),
+        ({"evictionHard": {"memory.free": "1Gi"}}, ["evictionHard", "memory.free", "memory.available"]),
+        ({"evictionSoft": {"pid.available": "5%"}}, ["evictionSoftGracePeriod.pid.available", "must be set"]),
+        ({"imageGCLowThresholdPercent": 90}, ["imageGCLowThresholdPercent 90", "must be below"]),
+        ({"imageMaximumGCAge": "1s"}, ["imageMaximumGCAge", "longer than imageMinimumGCAge"]),
+        ({"memorySwap": {"swapBehavior": "Unlimited"}}, ["swapBehavior", "NoSwap or LimitedSwap"]),
+        ({"enforceNodeAllocatable": ["kube-reserved"]}, ["needs kubeReservedCgroup"]),
+        ({"systemReserved": {"gpu": "1"}}, ["systemReserved", "'gpu' cannot be reserved"]),
+        (
+            {"shutdownGracePeriod": "10s", "shutdownGracePeriodCriticalPods": "20s"},
+            ["shutdownGracePeriodCriticalPods", "must not be longer"],
+        ),
         ({"nodeStatusUpdateFrequency": "10 seconds"}, ["10 seconds", "example"]),
         ({"port": 70000}, ["port", "70000"]),
         ({"cgroupDriver": "cgroup"}, ["cgroupDriver", "cgroupfs or systemd"]),

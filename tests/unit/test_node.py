@@ -12,8 +12,8 @@ from agent.api.client import ApiClient
 from agent.api.events import EventRecorder
 from agent.api.structs import Condition, ContainerImage, Node, NodeAddress, NodeStatus, ObjectMeta
 from agent.node import addresses, conditions, facts, status
-from agent.node.conditions import RuntimeState, Signal
-from agent.node.facts import Machine, Usage
+from agent.node.conditions import RuntimeState
+from agent.node.facts import Machine
 from agent.node.lease import LeaseKeeper
 from agent.node.manager import NodeManager, status_patch
 from agent.node.status import NodePlan
@@ -22,7 +22,6 @@ from host.errors import InputError
 
 GIB = 1 << 30
 MACHINE = Machine("m", "u", "b", "6.1", "Debian", "amd64", 4, 8 * GIB, {"hugepages-2Mi": 0})
-USAGE = Usage(4 * GIB, 100 * GIB, 50 * GIB, 1000, 900, 4096, 100)
 UP = RuntimeState(ready=True, network_ready=True, name="nodelet-cri", version="0.1.0")
 PLAN = NodePlan(
     name="n1",
@@ -40,7 +39,7 @@ def by_type(found):
 
 
 def build(**more):
-    defaults = {"machine": MACHINE, "usage": USAGE, "runtime": UP, "addresses": ()}
+    defaults = {"machine": MACHINE, "nodefs": 100 * GIB, "runtime": UP, "addresses": ()}
     return status.build(PLAN, **{**defaults, **more})
 
 
@@ -60,11 +59,11 @@ def test_allocatable_is_less_than_capacity_by_reserved_and_thresholds():
 
 
 def test_pressure_shows_the_arithmetic():
-    low = Usage(50 << 20, 100 * GIB, 5 * GIB, 1000, 900, 4096, 100)
-    found = by_type(build(usage=low).conditions)
-    assert found["MemoryPressure"].status == "True"
-    assert "memory.available 52428800 is below 104857600 (100Mi)" in found["MemoryPressure"].message
-    assert "(10%)" in found["DiskPressure"].message
+    found = by_type(build(pressures={"MemoryPressure": "1 is below 2"}).conditions)
+    memory = found["MemoryPressure"]
+    assert (memory.status, memory.reason) == ("True", "KubeletHasInsufficientMemory")
+    assert memory.message == "1 is below 2"
+    assert found["DiskPressure"].reason == "KubeletHasNoDiskPressure"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +99,11 @@ def test_transition_times_change_only_with_the_status():
     assert other.last_transition_time == "T1"
 
 
-def test_thresholds():
-    assert conditions.threshold("10%", 1000) == 100
-    assert conditions.threshold("1Ki", 5) == 1024
-    assert conditions.signals(USAGE, memory=8)[0] == Signal("memory.available", 4 * GIB, 8)
+def test_a_pressure_that_comes_or_goes_is_an_event():
+    calm, tense = (build(pressures=p).conditions for p in ({}, {"DiskPressure": "x"}))
+    assert conditions.pressure_events(tense, calm) == ("NodeHasDiskPressure",)
+    assert conditions.pressure_events(calm, tense) == ("NodeHasNoDiskPressure",)
+    assert conditions.pressure_events(tense, tense) == conditions.pressure_events(tense, ()) == ()
 
 
 def test_adoption_keeps_what_others_wrote():
@@ -141,8 +141,10 @@ def test_facts_of_a_made_up_machine(tmp_path):
     machine = facts.read_machine(proc=tmp_path / "proc", sys=tmp_path / "sys", etc=tmp_path / "etc")
     assert (machine.memory, machine.os_image, machine.system_uuid) == (1024000, "Some Linux", "machine")
     assert machine.hugepages == {"hugepages-2Mi": 6 << 20}
-    usage = facts.read_usage(root=tmp_path, proc=tmp_path / "proc")
-    assert (usage.memory_available, usage.pids_capacity, usage.pids_used) == (409600, 5000, 321)
+    assert facts.process_ids(tmp_path / "proc") == (machine.pids, 321) == (5000, 321)
+    assert facts.nodefs_capacity(tmp_path) > 0
+    roots = {"proc": tmp_path / "proc", "sys": tmp_path / "sys", "etc": tmp_path / "etc"}
+    assert [facts.read_machine(memory_limit=limit, **roots).memory for limit in (5, 1 << 40)] == [5, 1024000]
 
 
 def test_addresses():
