@@ -25,6 +25,8 @@ from agent.api.sources import ApiSources
 from agent.api.structs import EndpointSlice, Node, Pod, Service
 from agent.api.watch import Informer, Selection
 from agent.config.load import Settings
+from agent.explain.documents import SOCKET
+from agent.explain.service import ExplainService
 from agent.node import addresses
 from agent.node.bootstrap import Rotation
 from agent.node.manager import NodeManager
@@ -103,6 +105,9 @@ class Agent:
             report=self._warn_about_node,
         )
         self.pods = self._make_pods()
+        self._explain = ExplainService(
+            path=settings.root / SOCKET, manager=self.pods, probes=self._probes, clock=clock
+        )
         self._proxy: ServiceProxy | None = None
         if client is not None:
             self._make_informers(client)
@@ -236,6 +241,7 @@ class Agent:
             "eviction": self.guards.eviction.run,
             "image-gc": self.guards.images.run,
             "overlay": self.overlay.run,
+            "explain": self._explain.run,
             "ready": self._tell_init_system,
         }
         optional = {

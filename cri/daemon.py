@@ -13,7 +13,6 @@ from typing import Any
 
 from grpc import aio
 
-from cri import listening
 from cri.config import RUNTIME_NAME, Settings, host_port
 from cri.images.store import ImageStore
 from cri.network import Network
@@ -33,6 +32,7 @@ from host.cgroups import Cgroups
 from host.clocks import SystemClock
 from host.errors import InputError
 from host.files import locked
+from host.unixsockets import clear
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ async def _grpc_server(core: Core) -> AsyncIterator[None]:
     )
     register(core, server)
     with locked(path.with_name(path.name + ".lock")):
-        await asyncio.to_thread(listening.clear, path)
+        await asyncio.to_thread(clear, path, fix="set --listen")
         # umask 077 is in force, so the socket is born 0600.
         try:
             server.add_insecure_port(f"unix:{path}")

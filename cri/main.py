@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cri.config import Settings, parse
-from cri.listening import check_free
 from host.errors import Busy, HostError, InputError
+from host.unixsockets import check_free
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc")) -> None:
         folder: Path = getattr(settings, name)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--{name.replace('_', '-')} {folder} is not a directory")
-    check_free(settings.socket_path)
+    check_free(settings.socket_path, fix="set --listen")
 
 
 def run(settings: Settings) -> int:

@@ -78,6 +78,9 @@ class Executor:
 
     def say(self, pod: Pod, kind: str, reason: str, message: str, *, container: str = "") -> None:
         """Record an event about the pod or one of its containers."""
+        about = f"container {container}: " if container else ""
+        words = f"{about}{reason}: {message}"
+        self.ports.timelines.note(pod.metadata.uid, "event", words, trouble=kind == "Warning")
         self.ports.events.record(self.reference(pod, container), type=kind, reason=reason, message=message)
 
     # --- volumes, sandbox, image --------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from agent.pods.security import check_sysctls
 from agent.pods.settings import PodSettings
 from agent.pods.status import Verdict
 from agent.pods.status_writer import StatusWriter
+from agent.pods.timeline import Timelines
 from agent.pods.worker import TERMINAL, PodWorker
 from agent.probes.manager import ProbeFailure, ProbeResult
 from agent.probes.state import Kind
@@ -90,6 +91,7 @@ class PodManager:
         """Static pods that wait for the one of the same name before them, by that one's uid."""
         self.on_static_change: Callable[[], None] = lambda: None
         """Called when static pods or mirrors changed (see agent.pods.mirror)."""
+        self.timelines = Timelines(clock)
         self.observer = Observer(
             runtime=runtime,
             clock=clock,
@@ -108,6 +110,7 @@ class PodManager:
             statuses=writer,
             sources=sources,
             cgroups=cgroups,
+            timelines=self.timelines,
             services=services,
             runtime_name=runtime_name,
         )
@@ -277,6 +280,10 @@ class PodManager:
         states = self._probes.states(result.container_id)
         folder = self._settings.pod_dir(worker.uid)
         probe_record.keep(folder, result.container, result.container_id, states)
+        words = result.message if not result.ok else f"{result.kind} probe succeeded"
+        self.timelines.note(
+            worker.uid, "probe", f"container {result.container}: {words}", trouble=not result.ok
+        )
         if result.ok or result.kind is Kind.READINESS:
             worker.poke()
             return
@@ -324,6 +331,14 @@ class PodManager:
         worker.remove()
 
     # --- questions ----------------------------------------------------------------------------------------
+
+    def workers(self) -> list[PodWorker]:
+        """Every pod there is still something of on this node, with what its worker knows."""
+        return list(self._workers.values())
+
+    def undelivered(self, worker: PodWorker) -> str:
+        """Why the API has not taken that pod's last status; empty when it has."""
+        return self._writer.problem(worker.pod)
 
     def pods(self) -> list[Pod]:
         """Every pod of this node with the status computed here (which the API may not have yet)."""

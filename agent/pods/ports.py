@@ -17,6 +17,7 @@ from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
 from agent.pods.runtime import ExecResult
 from agent.pods.settings import PodSettings
+from agent.pods.timeline import Timelines
 from agent.resources.pod_cgroups import PodCgroups
 from agent.volumes.base import Mount, PreparedVolume, Sources
 from host.clocks import Clock
@@ -104,6 +105,7 @@ class Ports:
     statuses: StatusPort
     sources: Sources
     cgroups: PodCgroups
+    timelines: Timelines
     services: Callable[[], Sequence[Service] | None]
     """Services known to the node; None while the first list is still to come."""
     runtime_name: str = "nodelet-cri"

@@ -41,6 +41,8 @@ class _Entry:
     soon: asyncio.Event | None = None
     delete: bool = False
     task: asyncio.Task[None] | None = None
+    problem: str = ""
+    """Why the last attempt failed; empty when it did not."""
 
 
 def _is_gone(exc: errors.ApiError, failures: int) -> bool:
@@ -120,6 +122,12 @@ class StatusWriter:
         if entry is not None and entry.task is not None:
             entry.task.cancel()
 
+    def problem(self, pod: Pod) -> str:
+        """Why the API has not taken the pod's last status yet; empty when nothing keeps it."""
+        target = self._target(pod)
+        entry = self._entries.get(target.metadata.uid) if target is not None else None
+        return entry.problem if entry is not None else ""
+
     async def close(self) -> None:
         """Stop writing."""
         tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
@@ -157,7 +165,7 @@ class StatusWriter:
                     await self._delete(entry)
                     return
                 except errors.ApiError as exc:
-                    failures += 1
+                    failures, entry.problem = failures + 1, str(exc)
                     if _is_gone(exc, failures):
                         entry.written, entry.delete = entry.wanted, False
                         return
@@ -173,7 +181,7 @@ class StatusWriter:
         meta = entry.target.metadata
         body = status_patch(status, uid=meta.uid)
         await self._client.patch(PODS, meta.name, body, namespace=meta.namespace, subresource="status")
-        entry.written = status
+        entry.written, entry.problem = status, ""
 
     async def _delete(self, entry: _Entry) -> None:
         assert self._client is not None

@@ -38,6 +38,7 @@ DEADLINE = Verdict(
 @dataclasses.dataclass
 class _Job:
     task: asyncio.Task[None]
+    began: float
     aim: float | None
     yields: bool
     """Whether it may be cancelled when the pod has to stop: it only waits, or is repeated safely."""
@@ -90,6 +91,11 @@ class PodWorker:
         self._dirty = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain(), name=f"pod {self.uid}")
+
+    @property
+    def jobs(self) -> dict[str, float]:
+        """Keys of the jobs under way, and when each began (monotonic)."""
+        return {key: job.began for key, job in self._jobs.items()}
 
     async def close(self) -> None:
         """Cancel everything of this worker; containers stay as they are."""
@@ -261,27 +267,30 @@ class PodWorker:
         aim = action.deadline if isinstance(action, actions.KillContainer) else None
         yields = isinstance(action, actions.PullImage | actions.PrepareVolumes)
         task = asyncio.create_task(self._run_job(action), name=f"pod {self.uid} {action.key}")
-        self._jobs[action.key] = _Job(task, aim, yields)
+        self._jobs[action.key] = _Job(task, self._ports.clock.monotonic(), aim, yields)
 
     async def _run_job(self, action: actions.Job) -> None:
         key, failures = action.key, self.memory.failures
+        began, timelines = self._ports.clock.monotonic(), self._ports.timelines
         try:
             await self._perform(action)
             failures.pop(key, None)
+            timelines.span(self.uid, key, began=began)
         except JobFailed as exc:
-            self._note_failure(key, exc)
+            self._note_failure(key, exc, began)
         except Exception as exc:
             # As in _drain: a mistake in one pod's job stays with that pod, and is told.
             log.exception("pod job failed pod=%s job=%s", spec.full_name(self.pod), key)
             self._executor.say(self.pod, "Warning", "FailedSync", f"{key}: {exc}")
-            self._note_failure(key, JobFailed("FailedSync", str(exc), maximum=60.0))
+            self._note_failure(key, JobFailed("FailedSync", str(exc), maximum=60.0), began)
         finally:
             current = self._jobs.get(key)
             if current is not None and current.task is asyncio.current_task():
                 del self._jobs[key]
                 self.poke()
 
-    def _note_failure(self, key: str, exc: JobFailed) -> None:
+    def _note_failure(self, key: str, exc: JobFailed, began: float) -> None:
+        self._ports.timelines.span(self.uid, key, began=began, failure=exc.message)
         before = self.memory.failures.get(key)
         count = before.count + 1 if before else 1
         now = self._ports.clock.monotonic()

@@ -77,6 +77,23 @@ class ProbeFailure:
     message: str
 
 
+@dataclass(frozen=True)
+class ProbeStory:
+    """How a probe stands, for people.
+
+    Attributes:
+        state: what is decided, and the run of equal outcomes.
+        thresholds: how long a run has to be.
+        text: what the last failure said; empty when the last outcome was none.
+        measured: whether it has been measured at all; False during its initial delay.
+    """
+
+    state: State
+    thresholds: Thresholds
+    text: str = ""
+    measured: bool = False
+
+
 @dataclass
 class _Watched:
     """One running container under probes."""
@@ -88,6 +105,8 @@ class _Watched:
     states: dict[Kind, State] = field(default_factory=dict)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: dict[Kind, asyncio.Task[None]] = field(default_factory=dict)
+    texts: dict[Kind, str] = field(default_factory=dict)
+    """What the last measurement of each kind said; empty for a success."""
 
 
 class ProbeManager:
@@ -229,6 +248,22 @@ class ProbeManager:
             return {}
         return {kind: state.ok for kind, state in watched.states.items() if state.decided}
 
+    def stories(self, container_id: str) -> Mapping[Kind, ProbeStory]:
+        """How each probe of a container stands; empty for unknown ids."""
+        watched = self._watched.get(container_id)
+        if watched is None:
+            return {}
+        probes = _probes(watched.target.container)
+        return {
+            kind: ProbeStory(
+                state=state,
+                thresholds=_thresholds(probes[kind]),
+                text=watched.texts.get(kind, ""),
+                measured=kind in watched.texts,
+            )
+            for kind, state in watched.states.items()
+        }
+
     async def _probe_forever(self, watched: _Watched, kind: Kind, probe: Probe) -> None:
         """One probe's life: gate, delays, then a measurement every period until a final decision."""
         if kind is not Kind.STARTUP:
@@ -237,9 +272,7 @@ class ProbeManager:
         if watched.adopted:
             await self._clock.sleep(self._random() * period)
         await self._clock.sleep(watched.ready_at[kind] - self._clock.monotonic())
-        thresholds = Thresholds(
-            success=max(1, probe.success_threshold), failure=max(1, probe.failure_threshold)
-        )
+        thresholds = _thresholds(probe)
         due = self._clock.monotonic()
         while True:
             measurement = await self._measure(watched, kind, probe)
@@ -254,6 +287,7 @@ class ProbeManager:
         noteworthy = measurement.warning or measurement.outcome is not Outcome.SUCCESS
         if noteworthy and self._on_failure is not None:
             self._on_failure(_failure_of(watched, kind, measurement))
+        watched.texts[kind] = "" if measurement.outcome is Outcome.SUCCESS else measurement.text
         old = watched.states[kind]
         new = watched.states[kind] = step(old, measurement.outcome, thresholds)
         if new.decided and (not old.decided or new.ok != old.ok):
@@ -314,6 +348,10 @@ def _probes(container: Container) -> dict[Kind, Probe]:
         Kind.LIVENESS: container.liveness_probe,
     }
     return {kind: probe for kind, probe in by_kind.items() if probe is not None}
+
+
+def _thresholds(probe: Probe) -> Thresholds:
+    return Thresholds(success=max(1, probe.success_threshold), failure=max(1, probe.failure_threshold))
 
 
 def _failure_of(watched: _Watched, kind: Kind, measurement: Measurement) -> ProbeFailure:
