@@ -4,17 +4,17 @@ containers."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from cri.network import IFNAME
 from cri.server.container_stats import measure
 from cri.server.core import Core
 from cri.server.netdev import LinkCounters, links_of
 from cri.server.render import select_sandboxes
-from cri.server.usage import cpu_usage, io_usage, memory_usage
+from cri.server.usage import cpu_usage, io_usage, memory_usage, total
 from cri.state.records import ContainerState, SandboxState
 from cri.state.store import Sandbox
-from host.cgroups import CgroupStats
+from host.cgroups import Cgroups, CgroupStats
 from proto.cri import runtime_pb2 as pb
 
 
@@ -36,6 +36,10 @@ def network_usage(links: Iterable[LinkCounters], at: int) -> pb.NetworkUsage:
     return usage
 
 
+def _used(cgroups: Cgroups, paths: Sequence[str]) -> CgroupStats:
+    return total([cgroups.stats(path) for path in paths])
+
+
 async def _measure(core: Core, sandbox: Sandbox) -> pb.PodSandboxStats:
     config = sandbox.config
     message = pb.PodSandboxStats(
@@ -46,11 +50,11 @@ async def _measure(core: Core, sandbox: Sandbox) -> pb.PodSandboxStats:
     alive = (ContainerState.CREATED, ContainerState.RUNNING)
     containers = [item for item in core.store.containers_of(sandbox.id) if item.record.state in alive]
     message.linux.containers.extend(await measure(core, containers))
-    parent, stats, at = config.linux.cgroup_parent, CgroupStats(), core.now()
-    rate = None
-    if parent:
-        stats = await asyncio.to_thread(core.cgroups.stats, parent)
-        rate = core.rates.nano_cores(parent, stats.cpu_usage_ns, at)
+    # A pod without a cgroup of its own (crictl's) is the sum of its containers.
+    parent = config.linux.cgroup_parent
+    cgroups = [parent] if parent else [item.record.cgroup for item in containers]
+    stats, at = await asyncio.to_thread(_used, core.cgroups, cgroups), core.now()
+    rate = core.rates.nano_cores(parent, stats.cpu_usage_ns, at) if parent else None
     message.linux.cpu.CopyFrom(cpu_usage(stats, rate, at))
     message.linux.memory.CopyFrom(memory_usage(stats, at))
     message.linux.io.CopyFrom(io_usage(stats, at))

@@ -5,11 +5,21 @@ Fields of figures this kernel does not have stay unset: to the kubelet, 0 and un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from host.cgroups import CgroupStats, Pressure
 from proto.cri import runtime_pb2 as pb
 
+_SUMMED = (
+    "cpu_usage_ns",
+    "memory_usage",
+    "memory_working_set",
+    "memory_rss",
+    "memory_page_faults",
+    "memory_major_page_faults",
+    "pids",
+)
 WINDOW_NS = 1_000_000_000
 """Two clients that ask one after the other must not make a rate out of a few milliseconds."""
 
@@ -48,6 +58,13 @@ class Rates:
     def forget(self, path: str) -> None:
         """The cgroup was removed."""
         self._samples.pop(path, None)
+
+
+def total(parts: Sequence[CgroupStats]) -> CgroupStats:
+    """What several cgroups use together: times, memory and processes; of one alone all its figures."""
+    if len(parts) == 1:
+        return parts[0]
+    return CgroupStats(**{name: sum(getattr(part, name) for part in parts) for name in _SUMMED})
 
 
 def psi(pressure: Pressure | None) -> pb.PsiStats | None:

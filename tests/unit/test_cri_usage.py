@@ -10,7 +10,7 @@ import pytest
 from cri.server.metric_table import ALL, BASE_LABELS, CONTAINER, POD, Disk, Sample, metrics
 from cri.server.netdev import parse_net_dev
 from cri.server.sandbox_metrics import count_descriptors, device_name, max_open_files
-from cri.server.usage import WINDOW_NS, Rates, cpu_usage, io_usage, memory_usage, swap_usage
+from cri.server.usage import WINDOW_NS, Rates, cpu_usage, io_usage, memory_usage, swap_usage, total
 from host.cgroups import CgroupStats, Pressure
 from host.cgroups.model import DeviceIo, Stall
 from proto.cri import runtime_pb2 as pb
@@ -141,3 +141,13 @@ def test_devices_have_names_where_sysfs_has_them(tmp_path: Path) -> None:
     (tmp_path / "dev/block/8:1/uevent").write_text("MAJOR=8\nMINOR=1\nDEVNAME=sda1\n")
     assert device_name(8, 1, tmp_path) == "/dev/sda1"
     assert device_name(8, 2, tmp_path) == "8:2"
+
+
+def test_a_pod_without_a_cgroup_is_the_sum_of_its_containers() -> None:
+    one = CgroupStats(cpu_usage_ns=5, memory_usage=100, memory_working_set=60, memory_limit=200, pids=2)
+    two = CgroupStats(cpu_usage_ns=7, memory_usage=10, memory_rss=3, pids=1)
+    assert total([one, two]) == CgroupStats(
+        cpu_usage_ns=12, memory_usage=110, memory_working_set=60, memory_rss=3, pids=3
+    )
+    assert total([one]) is one
+    assert total([]) == CgroupStats()
