@@ -1,8 +1,7 @@
 """`tests/bench/run NAME [--lab LAB]`: bring up a lab with one nodelet and one stock node, measure, show.
 
 A lab that is up already is used and kept; one that was brought up for the run is taken down after it.
-`runtime` and `images` need no lab: they run both container runtimes by themselves, in namespaces of their
-own.
+The others need no lab: they run both sides by themselves, in namespaces of their own.
 """
 
 from __future__ import annotations
@@ -16,12 +15,17 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import images, logs, pods, report, runtime
+from tests.bench import images, logs, network, pods, report, runtime
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
 BENCHMARKS: dict[str, Benchmark] = {"pods": pods.run}
-WITHOUT_LAB: dict[str, Benchmark] = {"images": images.run, "logs": logs.run, "runtime": runtime.run}
+WITHOUT_LAB: dict[str, Benchmark] = {
+    "images": images.run,
+    "logs": logs.run,
+    "network": network.run,
+    "runtime": runtime.run,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
