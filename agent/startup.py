@@ -97,6 +97,7 @@ def overlay_settings(settings: Settings, *, ips: Sequence[str] = ()) -> OverlayS
         device=own.overlay.device,
         mtu=own.overlay.mtu or (LONE_MTU if offline else 0),
         masquerade=own.overlay.masquerade,
+        not_masqueraded=own.overlay.non_masquerade_cidrs,
         cluster_cidrs=ranges(own.cluster_cidr),
         conf_dir=own.cni.conf_dir if own.cni.write_config else "",
         bridge=own.cni.bridge,

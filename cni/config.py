@@ -12,20 +12,23 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cni import errors
 from cni.errors import CniError
+from cni.runtimeconfig import RuntimeConfig, invalid, parse_runtime_config
 from host import rtnl
 from host.errors import InputError
-from host.rtnl import IPAddress, IPNetwork
+from host.rtnl import IPNetwork
 
 CONFLIST_NAME = "10-nodelet.conflist"
 PLUGIN_TYPE = "nodelet-cni"
 STATE_DIR = "/var/lib/cni/nodelet"
 BRIDGE = "cbr0"
+HOST_LOCAL_DIR = "/var/lib/cni/networks"
+"""Where the reference IPAM plugin keeps its addresses unless it is told otherwise."""
 
 NO_POD_CIDR = "node has no podCIDR; controller-manager needs --allocate-node-cidrs"
 """The one message for a node that has not been given a pod range; also the reason of NetworkReady=false."""
@@ -36,17 +39,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _IFNAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _SMALLEST_SUBNET = {4: 30, 6: 126}  # a gateway, a pod, and the two that are never handed out
-_PROTOCOLS = ("tcp", "udp", "sctp")
-
-
-@dataclass(frozen=True)
-class PortMapping:
-    """One host port that leads to a pod's port (capability `portMappings`)."""
-
-    host_port: int
-    container_port: int
-    protocol: str  # tcp, udp, sctp
-    host_ip: IPAddress | None = None  # None: every address of the node
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,10 @@ class NetworkConfig:
     masquerade: bool
     hairpin: bool
     state_dir: Path
-    port_mappings: tuple[PortMapping, ...] = ()
+    not_masqueraded: tuple[IPNetwork, ...] = ()  # beside cluster_cidrs: reached with the pod's own address
+    spoof_protection: bool = True
+    host_local_dir: Path | None = None  # where a host-local plugin of before may hold addresses
+    pod: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ def render_conflist(
     bridge: str = BRIDGE,
     state_dir: str = STATE_DIR,
     masquerade: bool = True,
+    not_masqueraded: Sequence[str] = (),
     hairpin: bool = True,
 ) -> bytes:
     """The conflist for a node with these pod CIDRs, as JSON bytes with a newline at the end.
@@ -97,6 +93,7 @@ def render_conflist(
         bridge: device that joins the node's pods.
         state_dir: where the plugin keeps its leases.
         masquerade: whether pods get the node's address towards the outside.
+        not_masqueraded: ranges of the outside that see the pods' own addresses all the same.
         hairpin: whether a pod reaches itself through a service.
 
     Raises:
@@ -111,9 +108,11 @@ def render_conflist(
         "subnets": list(pod_cidrs),
         "clusterCIDRs": list(cluster_cidrs),
         "ipMasq": masquerade,
+        "nonMasqueradeCIDRs": list(not_masqueraded),
         "hairpinMode": hairpin,
         "stateDir": state_dir,
-        "capabilities": {"portMappings": True},
+        "hostLocalDir": HOST_LOCAL_DIR,
+        "capabilities": {"portMappings": True, "bandwidth": True, "ips": True, "dns": True},
     }
     # Runtimes older than specification 1.1 know only cniVersion; newer ones take the highest of the list.
     conflist = {
@@ -143,20 +142,19 @@ def parse_config(config: Mapping[str, Any]) -> NetworkConfig:
         raise CniError(errors.INVALID_CONFIG, "subnets is empty", NO_POD_CIDR)
     for subnet in subnets:
         if subnet.prefixlen > _SMALLEST_SUBNET[subnet.version]:
-            raise _invalid("subnets", f"{subnet} has no room for pods")
+            raise invalid("subnets", f"{subnet} has no room for pods")
     if len({subnet.version for subnet in subnets}) != len(subnets):
-        raise _invalid("subnets", "more than one range of the same IP family")
+        raise invalid("subnets", "more than one range of the same IP family")
     name, bridge = _text(config, "name", ""), _text(config, "bridge", BRIDGE)
     if not _NAME.fullmatch(name):
-        raise _invalid("name", f"{name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+        raise invalid("name", f"{name[:80]!r} is not 1 to 64 of A-Z a-z 0-9 _ . -")
     if not _IFNAME.fullmatch(bridge):
-        raise _invalid("bridge", f"{bridge[:80]!r} is not a device name")
+        raise invalid("bridge", f"{bridge[:80]!r} is not a device name")
     mtu = config.get("mtu", 0)
     if not isinstance(mtu, int) or isinstance(mtu, bool) or not (mtu == 0 or 576 <= mtu <= 65535):
-        raise _invalid("mtu", f"{mtu!r} is neither 0 nor 576 to 65535 bytes")
-    state_dir = Path(_text(config, "stateDir", STATE_DIR))
-    if not state_dir.is_absolute() or ".." in state_dir.parts:
-        raise _invalid("stateDir", f"{str(state_dir)[:80]!r} is not an absolute path")
+        raise invalid("mtu", f"{mtu!r} is neither 0 nor 576 to 65535 bytes")
+    pod = parse_runtime_config(config.get("runtimeConfig"))
+    _check_requested(pod, subnets)
     return NetworkConfig(
         name=name,
         cni_version=version,
@@ -166,9 +164,22 @@ def parse_config(config: Mapping[str, Any]) -> NetworkConfig:
         cluster_cidrs=_networks(config, "clusterCIDRs"),
         masquerade=_flag(config, "ipMasq", True),
         hairpin=_flag(config, "hairpinMode", True),
-        state_dir=state_dir,
-        port_mappings=_port_mappings(config),
+        state_dir=_folder(config, "stateDir", STATE_DIR),
+        not_masqueraded=_networks(config, "nonMasqueradeCIDRs"),
+        spoof_protection=_flag(config, "spoofProtection", True),
+        host_local_dir=_folder(config, "hostLocalDir", "/") if config.get("hostLocalDir") else None,
+        pod=pod,
     )
+
+
+def _check_requested(pod: RuntimeConfig, subnets: tuple[IPNetwork, ...]) -> None:
+    for address in pod.addresses:
+        subnet = next((subnet for subnet in subnets if address in subnet), None)
+        if subnet is None:
+            raise invalid("ips", f"{address} is in none of {', '.join(map(str, subnets))}")
+        last = subnet.broadcast_address if subnet.version == 4 else None
+        if address in (subnet.network_address, subnet.network_address + 1, last):
+            raise invalid("ips", f"{address} is not for pods: network, gateway or broadcast address")
 
 
 def parse_attachment(container_id: str, ifname: str) -> Attachment:
@@ -186,84 +197,54 @@ def parse_attachment(container_id: str, ifname: str) -> Attachment:
 
 
 def valid_attachments(config: Mapping[str, Any]) -> frozenset[Attachment]:
-    """What GC shall keep (`cni.dev/valid-attachments`). Raises CniError 7, also where the list is missing."""
-    listed = config.get("cni.dev/valid-attachments")
+    """What GC shall keep (`cni.dev/valid-attachments`; libcni 1.2.0 to 1.2.2 wrote `cni.dev/attachments`).
+
+    Raises:
+        CniError: 7, also where the list is missing: that must not mean that nothing is valid.
+    """
+    listed = config.get("cni.dev/valid-attachments", config.get("cni.dev/attachments"))
     if not isinstance(listed, list):
-        raise _invalid("cni.dev/valid-attachments", "GC needs the list")
+        raise invalid("cni.dev/valid-attachments", "GC needs the list")
     found = set()
     for entry in listed:
         if not isinstance(entry, Mapping):
-            raise _invalid("cni.dev/valid-attachments", f"{entry!r} is not an object")
+            raise invalid("cni.dev/valid-attachments", f"{entry!r} is not an object")
         found.add(parse_attachment(_text(entry, "containerID", ""), _text(entry, "ifname", "")))
     return frozenset(found)
-
-
-def _invalid(name: str, problem: str) -> CniError:
-    return CniError(errors.INVALID_CONFIG, f"{name} is invalid", problem)
 
 
 def _text(config: Mapping[str, Any], name: str, default: str) -> str:
     value = config.get(name, default)
     if not isinstance(value, str):
-        raise _invalid(name, f"{value!r} is not a string")
+        raise invalid(name, f"{value!r} is not a string")
     return value
+
+
+def _folder(config: Mapping[str, Any], name: str, default: str) -> Path:
+    folder = Path(_text(config, name, default))
+    if not folder.is_absolute() or ".." in folder.parts:
+        raise invalid(name, f"{str(folder)[:80]!r} is not an absolute path")
+    return folder
 
 
 def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     value = config.get(name, default)
     if not isinstance(value, bool):
-        raise _invalid(name, f"{value!r} is neither true nor false")
+        raise invalid(name, f"{value!r} is neither true nor false")
     return value
 
 
 def _networks(config: Mapping[str, Any], name: str) -> tuple[IPNetwork, ...]:
     values = config.get(name) or []
     if not isinstance(values, list):
-        raise _invalid(name, "not a list")
+        raise invalid(name, "not a list")
     try:
         return tuple(ipaddress.ip_network(value) for value in values if _is_text(value))
     except ValueError as exc:
-        raise _invalid(name, str(exc)) from exc
+        raise invalid(name, str(exc)) from exc
 
 
 def _is_text(value: object) -> bool:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a string")  # ip_network would take a number for an address
     return True
-
-
-def _port_mappings(config: Mapping[str, Any]) -> tuple[PortMapping, ...]:
-    runtime = config.get("runtimeConfig")
-    runtime = {} if runtime is None else runtime
-    if not isinstance(runtime, Mapping):
-        raise _invalid("runtimeConfig", "not an object")
-    listed = runtime.get("portMappings") or []
-    if not isinstance(listed, list):
-        raise _invalid("portMappings", "not a list")
-    found = []
-    for entry in listed:
-        if not isinstance(entry, Mapping):
-            raise _invalid("portMappings", f"{entry!r} is not an object")
-        host_port, container_port = entry.get("hostPort", 0), entry.get("containerPort", 0)
-        protocol = str(entry.get("protocol") or "tcp").lower()
-        if host_port == 0:
-            continue  # CONVENTIONS.md of CNI: a port without host port is only documentation
-        for name, port in (("hostPort", host_port), ("containerPort", container_port)):
-            if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
-                raise _invalid(f"portMappings.{name}", f"{port!r} is not 1 to 65535")
-        if protocol not in _PROTOCOLS:
-            raise _invalid(
-                "portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}"
-            )
-        found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostIP"))))
-    return tuple(found)
-
-
-def _host_ip(value: object) -> IPAddress | None:
-    if not value:
-        return None
-    try:
-        host_ip = ipaddress.ip_address(str(value))
-    except ValueError as exc:
-        raise _invalid("portMappings.hostIP", str(exc)) from exc
-    return None if host_ip.is_unspecified else host_ip

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cni import config as configs
-from cni import errors, firewall, hostports, ipam, result
+from cni import errors, firewall, hostlocal, hostports, ipam, previous, result
 from cni.config import Attachment, NetworkConfig
 from cni.errors import CniError
 from cni.wiring import Wiring
+from host import processes
 from host.errors import HostError
 from host.failpoints import reach
 from host.netlink import Netlink
@@ -43,8 +44,8 @@ def execute(
     Args:
         command: ADD, DEL, CHECK, GC, STATUS or VERSION.
         config: the network configuration as a runtime hands it over on stdin: the plugin's object from the
-            conflist plus `name` and `cniVersion` and, where they apply, `runtimeConfig` (portMappings),
-            `prevResult` (not needed) and `cni.dev/valid-attachments` (GC).
+            conflist plus `name` and `cniVersion` and, where they apply, `runtimeConfig`, `prevResult` (in a
+            chain, and for CHECK) and `cni.dev/valid-attachments` (GC).
         container_id: CNI_CONTAINERID.
         netns: CNI_NETNS, a path; may be empty or gone for DEL.
         ifname: CNI_IFNAME.
@@ -58,25 +59,48 @@ def execute(
         CniError: with the code, and `.to_dict()` for the error object of the specification.
     """
     if command == "VERSION":
-        return {"cniVersion": "1.1.0", "supportedVersions": list(configs.SUPPORTED_VERSIONS)}
+        known = configs.SUPPORTED_VERSIONS
+        asked = config.get("cniVersion")
+        return {"cniVersion": asked if asked in known else known[-1], "supportedVersions": list(known)}
     try:
         network = configs.parse_config(config)
-        if command == "STATUS":
-            return {}  # the configuration is only there once the node has its range: ADD can be served
+        _check_version(command, network.cni_version)
+        before = previous.parse_previous(config.get("prevResult"))
         with Netlink() as netlink:
             wiring = Wiring(netlink)
+            if command == "STATUS":
+                return _status(network, wiring)
             if command == "GC":
                 return _collect(network, configs.valid_attachments(config), wiring)
             attachment = configs.parse_attachment(container_id, ifname)
             if command == "ADD":
-                return _add(network, attachment, netns, args=args or {}, wiring=wiring)
+                own = _add(network, attachment, netns, args=args or {}, wiring=wiring)
+                return previous.joined(before, own)
             if command == "DEL":
                 return _delete(network, attachment, wiring)
             if command == "CHECK":
-                return _check(network, attachment, netns, wiring=wiring)
+                return _check(network, attachment, netns, wiring=wiring, before=before)
     except HostError as exc:
         raise CniError(errors.PLUGIN_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
     raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_COMMAND {command[:20]!r} is not a command")
+
+
+def _check_version(command: str, version: str) -> None:
+    """CHECK came with 0.4.0, STATUS and GC with 1.1.0: an older configuration must not be asked."""
+    since = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}.get(command, "")
+    if version < since:
+        problem = f"cniVersion {version} has no {command}"
+        raise CniError(errors.INCOMPATIBLE_VERSION, problem, f"it came with {since}")
+
+
+def _status(network: NetworkConfig, wiring: Wiring) -> dict[str, Any]:
+    """Whether ADD can be served: a full range is not asked after, because a pod that ends makes room."""
+    problem = wiring.obstacle(network)
+    if not problem and not processes.which("iptables-restore"):
+        problem = "iptables is not installed"
+    if problem:
+        raise CniError(errors.NOT_AVAILABLE, "pods cannot be connected", problem)
+    return {}
 
 
 def _leases(network: NetworkConfig) -> ipam.Leases:
@@ -112,6 +136,7 @@ def _add(
         netns=netns,
         mtu=wire.host_end.mtu,
         addresses=[(address, ipam.gateway(address.network).ip) for address in addresses],
+        dns=network.pod.dns,
     )
 
 
@@ -130,16 +155,22 @@ def _lease(
     def live() -> frozenset[Attachment]:
         return frozenset(wiring.attached())
 
+    reserved = hostlocal.held(network.host_local_dir)
     addresses = leases.allocate(
-        attachment, network.subnets, note=note, is_live=lambda owner: owner in live(), adopt=adopt
+        attachment,
+        network.subnets,
+        note=note,
+        requested=network.pod.addresses,
+        reserved=reserved,
+        is_live=lambda owner: owner in live(),
+        adopt=adopt,
     )
     if addresses is None:
         ranges = ", ".join(map(str, network.subnets))
-        raise CniError(
-            errors.ADDRESSES_EXHAUSTED,
-            f"no free address in {ranges}",
-            "every address belongs to a running pod: lower maxPods or give the node a larger podCIDR",
-        )
+        advice = "every address belongs to a running pod: lower maxPods or give the node a larger podCIDR"
+        if taken := sum(any(address in subnet for subnet in network.subnets) for address in reserved):
+            advice += f"; {taken} belong to pods of host-local ({network.host_local_dir})"
+        raise CniError(errors.ADDRESSES_EXHAUSTED, f"no free address in {ranges}", advice)
     return addresses
 
 
@@ -152,9 +183,17 @@ def _delete(network: NetworkConfig, attachment: Attachment, wiring: Wiring) -> d
     return {}
 
 
-def _check(network: NetworkConfig, attachment: Attachment, netns: str, *, wiring: Wiring) -> dict[str, Any]:
-    owned = [lease for lease in _leases(network).listed() if lease.owner == attachment]
+def _check(
+    network: NetworkConfig,
+    attachment: Attachment,
+    netns: str,
+    *,
+    wiring: Wiring,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
+    owned = [lease.address for lease in _leases(network).listed() if lease.owner == attachment]
     problem = "" if owned else "its address is not leased"
+    problem = problem or previous.check_claims(before, ifname=attachment.ifname, netns=netns, addresses=owned)
     problem = problem or wiring.check(network, attachment, pod_netns=netns)
     if problem:
         raise CniError(errors.CHECK_FAILED, f"{attachment.container_id[:12]} is not as ADD left it", problem)
@@ -166,7 +205,7 @@ def _collect(network: NetworkConfig, valid: frozenset[Attachment], wiring: Wirin
     attached = wiring.attached()
     for attachment in hostports.owners(network) - valid:
         hostports.remove(network, attachment)
-    for attachment in attached.keys() - valid:
+    for attachment in wiring.owners() - valid:
         wiring.detach(attachment)
     kernel = [lease for found in attached.values() for lease in found]
     _leases(network).keep_only(valid, kernel)

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cni.config import NetworkConfig
+from cni.runtimeconfig import RuntimeConfig
 from host import files, netns
 from host.errors import NotFound
 from host.rtnl import IPNetwork
@@ -53,7 +54,8 @@ def plan_rules(config: NetworkConfig, family: Family) -> tuple[list[TableChange]
     changes = [TableChange("filter", {FORWARD: forward})]
     jumps = [Jump("filter", "FORWARD", f'-m comment --comment "nodelet: pod traffic" -j {FORWARD}')]
     if config.masquerade:
-        returns = [f"-d {net} -j RETURN" for net in (*pods, _MULTICAST[family])]
+        kept = [net for net in _without_parts(_of(family, config.not_masqueraded)) if net not in pods]
+        returns = [f"-d {net} -j RETURN" for net in (*pods, *kept, _MULTICAST[family])]
         changes.append(TableChange("nat", {POSTROUTING: [*returns, f"-g {PEERS}"]}))
         comment = '-m comment --comment "nodelet: pods to outside"'
         jumps += [
@@ -95,7 +97,7 @@ def ensure_rules(config: NetworkConfig, peers: Sequence[str] | None = None) -> b
 
 def ensure_once(config: NetworkConfig, boot_id: str) -> None:
     """Rules and kernel switches, unless this boot, namespace and configuration had them made before."""
-    mark = _mark(replace(config, port_mappings=()), boot_id, netns.identity())
+    mark = _mark(replace(config, pod=RuntimeConfig()), boot_id, netns.identity())
     marker = config.state_dir / config.name / "firewall"
     with suppress(OSError):
         if marker.read_text() == mark:

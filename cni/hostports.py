@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni.config import Attachment, NetworkConfig, PortMapping
+from cni.config import Attachment, NetworkConfig
+from cni.runtimeconfig import PortMapping
 from host import files, processes
 from host.errors import NotFound
 from host.rtnl import IPAddress, IPInterface
@@ -96,11 +97,11 @@ def add(
     network: NetworkConfig, attachment: Attachment, addresses: Sequence[IPInterface], *, label: str
 ) -> None:
     """Open a pod's host ports; nothing to do for a pod without any. `label` names the pod in comments."""
-    if not network.port_mappings:
+    if not network.pod.port_mappings:
         return
     folder = _folder(network.state_dir / network.name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pod = PodPorts(label, tuple(address.ip for address in addresses), network.port_mappings)
+    pod = PodPorts(label, tuple(address.ip for address in addresses), network.pod.port_mappings)
     with files.locked(folder / "lock", wait=True):
         files.write_record(
             folder / _file_name(attachment), _to_json(pod), kind=_KIND, version=_VERSION, sync=False

@@ -17,6 +17,7 @@ Not for: choosing the range (Node.spec.podCIDRs), or devices (cni.wiring).
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from cni.config import Attachment
 from host import files
-from host.errors import NotFound, from_oserror
+from host.errors import Exists, NotFound, from_oserror
 from host.rtnl import IPAddress, IPInterface, IPNetwork
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -98,6 +99,8 @@ class Leases:
         subnets: Iterable[IPNetwork],
         *,
         note: Mapping[str, str] | None = None,
+        requested: Collection[IPAddress] = (),
+        reserved: Collection[IPAddress] = (),
         is_live: Callable[[Attachment], bool] = lambda owner: True,
         adopt: Callable[[], Iterable[Lease]] = tuple,
     ) -> list[IPInterface] | None:
@@ -107,20 +110,33 @@ class Leases:
             owner: gets the same addresses again when it has some already.
             subnets: the ranges, one of each IP family.
             note: text for people, kept in the lease's file.
+            requested: addresses it must be, at most one of each range.
+            reserved: addresses that somebody outside this folder has.
             is_live: asked about leases when a range is used up: one without live devices is taken back.
             adopt: asked for leases found in the kernel when the folder is new, for instance after somebody
                 deleted it under running pods.
+
+        Raises:
+            Exists: a requested address belongs to somebody else.
         """
         with self._locked(adopt):
             leases, result = self._read(), []
             made: list[Lease] = []
             for subnet in subnets:
+                wanted = next((address for address in requested if address in subnet), None)
                 lease = self._own(leases, owner, subnet)
-                if lease is None:
-                    lease = self._new(leases, owner, subnet, is_live)
+                if lease and wanted and lease.address != wanted:
+                    self._unlink([lease])
+                    leases.remove(lease)
+                    lease = None
+                if lease is None and wanted:
+                    lease = self._requested(leases, owner, wanted, reserved, made)
+                elif lease is None:
+                    lease = self._new(leases, owner, subnet, is_live, reserved)
                     if lease is None:
                         self._unlink(made)
                         return None
+                if lease not in leases:
                     self._create(lease, note or {})
                     leases.append(lease)
                     made.append(lease)
@@ -191,18 +207,38 @@ class Leases:
     def _own(self, leases: Iterable[Lease], owner: Attachment, subnet: IPNetwork) -> Lease | None:
         return next((lease for lease in leases if lease.owner == owner and lease.address in subnet), None)
 
+    def _requested(
+        self,
+        leases: list[Lease],
+        owner: Attachment,
+        wanted: IPAddress,
+        reserved: Collection[IPAddress],
+        made: list[Lease],
+    ) -> Lease:
+        holder = next((lease.owner for lease in leases if lease.address == wanted), None)
+        if wanted in {lease.address for lease in leases} or wanted in reserved:
+            self._unlink(made)
+            whose = holder.container_id if holder else "a pod of another network plugin"
+            raise Exists(errno.EEXIST, f"lease {wanted}", f"it belongs to {whose}")
+        return Lease(wanted, owner)
+
     def _new(
-        self, leases: list[Lease], owner: Attachment, subnet: IPNetwork, is_live: Callable[[Attachment], bool]
+        self,
+        leases: list[Lease],
+        owner: Attachment,
+        subnet: IPNetwork,
+        is_live: Callable[[Attachment], bool],
+        reserved: Collection[IPAddress],
     ) -> Lease | None:
         cursor = f"last-{subnet.version}"
         hint = parse_lease(self._read_text(cursor))
         last = hint.address if hint else None
-        found = choose(subnet, [lease.address for lease in leases], last)
+        found = choose(subnet, [*reserved, *(lease.address for lease in leases)], last)
         if found is None:
             stale = [lease for lease in leases if self._is_stale(lease, is_live)]
             self._unlink(stale)
             leases[:] = [lease for lease in leases if lease not in stale]
-            found = choose(subnet, [lease.address for lease in leases], last)
+            found = choose(subnet, [*reserved, *(lease.address for lease in leases)], last)
         if found is None:
             return None
         self._write_cursor(cursor, found)

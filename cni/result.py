@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from host.rtnl import IPAddress, IPInterface
@@ -17,6 +17,7 @@ def add_result(
     netns: str,
     mtu: int,
     addresses: Sequence[tuple[IPInterface, IPAddress]],
+    dns: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """The result of ADD ("Success", section 5).
 
@@ -29,6 +30,7 @@ def add_result(
         netns: path of the pod's network namespace.
         mtu: of the pair, in bytes.
         addresses: of the pod, each with its gateway.
+        dns: as the runtime gave it, in the words of a result.
     """
     interfaces: list[dict[str, Any]] = [
         {"name": bridge[0], "mac": bridge[1]},
@@ -46,4 +48,4 @@ def add_result(
         {"dst": "0.0.0.0/0" if gateway.version == 4 else "::/0", "gw": str(gateway)}
         for _, gateway in addresses
     ]
-    return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": {}}
+    return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dict(dns)}

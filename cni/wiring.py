@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cni import errors, ipam
+from cni import bandwidth, errors, ipam, spoofguard
 from cni.config import Attachment, NetworkConfig
 from cni.errors import CniError
-from host import netns, rtnl
+from host import netns, rtnl, traffic
 from host.errors import Exists, NotFound, Unsupported
 from host.linkremoval import remove_link
 from host.netlink import Netlink
@@ -63,16 +63,23 @@ def alias_for(attachment: Attachment, addresses: Sequence[IPInterface], pod: str
 
 def leases_of(link: Link) -> list[ipam.Lease]:
     """The leases that a host end's alias tells of; [] for any other device. Pure."""
-    words = link.alias.split(" ")
-    if len(words) < 3 or words[0] != _ALIAS or link.kind != "veth":
-        return []
-    container_id, _, ifname = words[1].partition("/")
-    owner = Attachment(container_id, ifname)
-    if host_name(owner) != link.name:
+    owner = owner_of(link)
+    if owner is None or link.kind != "veth":
         return []
     with suppress(ValueError):
-        return [ipam.Lease(ipaddress.ip_address(ip), owner) for ip in words[2].split(",")]
+        return [ipam.Lease(ipaddress.ip_address(ip), owner) for ip in link.alias.split(" ")[2].split(",")]
     return []
+
+
+def owner_of(link: Link) -> Attachment | None:
+    """Whose a device is by its alias, of those whose name agrees with it; None for any other. Pure."""
+    words = link.alias.split(" ")
+    if len(words) < 3 or words[0] != _ALIAS:
+        return None
+    container_id, _, ifname = words[1].partition("/")
+    owner = Attachment(container_id, ifname)
+    names = {"veth": host_name, "ifb": bandwidth.shaper_name}
+    return owner if link.kind in names and names[link.kind](owner) == link.name else None
 
 
 class Wiring:
@@ -102,6 +109,13 @@ class Wiring:
             self._netlink.execute(rtnl.set_link(config.bridge, up=True, mtu=config.mtu or None))
             bridge = self._netlink.get_link(config.bridge)
         return bridge
+
+    def obstacle(self, config: NetworkConfig) -> str:
+        """Why pods cannot be connected now, as text for STATUS; '' when they can."""
+        bridge = self._netlink.find_link(config.bridge)
+        if bridge is not None and bridge.kind != "bridge":
+            return f"{config.bridge} is a {bridge.kind or 'hardware'} device, not a bridge"
+        return ""
 
     def _ensure_gateways(self, config: NetworkConfig, bridge: Link) -> None:
         wanted = {ipam.gateway(subnet) for subnet in config.subnets}
@@ -157,12 +171,39 @@ class Wiring:
                         for address in addresses
                     )
                 )
+                self._bound(config, attachment, host_end.index, mac=mac, addresses=addresses, alias=alias)
             except BaseException:
                 self.detach(attachment)
                 raise
             return Wire(bridge, host_end, mac)
         finally:
             os.close(fd)
+
+    def _bound(
+        self,
+        config: NetworkConfig,
+        attachment: Attachment,
+        host_end: int,
+        *,
+        mac: str,
+        addresses: Sequence[IPInterface],
+        alias: str,
+    ) -> None:
+        """What the pod may send, and how fast: before it has a process that could send anything."""
+        if not config.spoof_protection and not config.pod.egress and not config.pod.ingress:
+            return
+        requests = [traffic.add_clsact(host_end)]
+        if config.spoof_protection:
+            guard = spoofguard.program(mac, [address.ip for address in addresses])
+            requests.append(traffic.ingress_filter(host_end, 1, guard))
+        try:
+            self._netlink.execute(*requests)
+            bandwidth.apply(self._netlink, attachment, config.pod, host_end=host_end, alias=alias)
+        except NotFound as exc:
+            problem = "this kernel lacks sch_ingress, cls_bpf, sch_tbf, act_mirred or ifb"
+            if config.spoof_protection:
+                problem += ' (without the first two: "spoofProtection": false)'
+            raise Unsupported(errno.EOPNOTSUPP, exc.what, problem) from exc
 
     def _add_pair(self, attachment: Attachment, *requests: Request) -> None:
         try:
@@ -177,6 +218,7 @@ class Wiring:
 
         Returns when no packet passes it any more; the kernel frees it some milliseconds later.
         """
+        bandwidth.remove(self._netlink, attachment)
         remove_link(host_name(attachment))
 
     def check(self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str) -> str:
@@ -205,9 +247,13 @@ class Wiring:
         return ""
 
     def attached(self) -> dict[Attachment, list[ipam.Lease]]:
-        """Every pod interface that has its device on this node, with the addresses it was made for."""
+        """Every pod interface that has its host end on this node, with the addresses it was made for."""
         found = (leases_of(link) for link in self._netlink.links())
         return {leases[0].owner: leases for leases in found if leases and leases[0].owner}
+
+    def owners(self) -> set[Attachment]:
+        """Whose devices there are on this node, of any kind."""
+        return {owner for link in self._netlink.links() if (owner := owner_of(link))}
 
 
 def _configure_pod(ifname: str, addresses: Sequence[IPInterface]) -> None:

@@ -162,7 +162,8 @@ def name_bytes(name: str) -> bytes:
     return raw + b"\0"
 
 
-def _link(*parts: bytes, index: int = 0, up: bool | None = None, family: int = 0) -> bytes:
+def link_body(*parts: bytes, index: int = 0, up: bool | None = None, family: int = 0) -> bytes:
+    """The payload of a request about a device: by index or with its name among `parts`; None: as it is."""
     change = 0 if up is None else IFF_UP
     return _IFINFO.pack(family, 0, index, IFF_UP if up else 0, change) + b"".join(parts)
 
@@ -174,13 +175,13 @@ def _common(mac: str | None, mtu: int | None) -> bytes:
 
 def get_link(name: str | int) -> Request:
     """Ask for one device by name or index."""
-    body = _link(index=name) if isinstance(name, int) else _link(attr(IFLA_IFNAME, name_bytes(name)))
+    body = link_body(index=name) if isinstance(name, int) else link_body(attr(IFLA_IFNAME, name_bytes(name)))
     return Request(RTM_GETLINK, 0, body, f"link {name}")
 
 
 def add_bridge(name: str, *, mac: str, mtu: int | None = None) -> Request:
     """A new bridge device, up."""
-    body = _link(
+    body = link_body(
         attr(IFLA_IFNAME, name_bytes(name)),
         _common(mac, mtu),
         nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"bridge")),
@@ -202,12 +203,12 @@ def add_veth(
 
     The kernel refuses to bring the peer up here, because it configures it before the two ends are joined.
     """
-    far = _link(
+    far = link_body(
         attr(IFLA_IFNAME, name_bytes(peer)),
         attr(IFLA_NET_NS_FD, _U32.pack(peer_netns)),
         _common(peer_mac, mtu),
     )
-    body = _link(
+    body = link_body(
         attr(IFLA_IFNAME, name_bytes(name)),
         _common(None, mtu),
         attr(IFLA_MASTER, _U32.pack(master)) if master else b"",
@@ -234,7 +235,7 @@ def add_vxlan(
         attr(IFLA_VXLAN_LEARNING, b"\0"),
         attr(IFLA_VXLAN_PORT, _PORT.pack(port)),
     )
-    body = _link(
+    body = link_body(
         attr(IFLA_IFNAME, name_bytes(name)),
         _common(mac, mtu),
         nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"vxlan"), data),
@@ -262,12 +263,12 @@ def set_link(
     if hairpin is not None:
         mode = nest(IFLA_INFO_SLAVE_DATA, attr(IFLA_BRPORT_MODE, bytes([hairpin])))
         parts.append(nest(IFLA_LINKINFO, attr(IFLA_INFO_SLAVE_KIND, b"bridge"), mode))
-    return Request(RTM_NEWLINK, 0, _link(*parts, up=up), f"set link {name}")
+    return Request(RTM_NEWLINK, 0, link_body(*parts, up=up), f"set link {name}")
 
 
 def delete_link(name: str) -> Request:
     """Remove a device (of a veth pair: both ends)."""
-    return Request(RTM_DELLINK, 0, _link(attr(IFLA_IFNAME, name_bytes(name))), f"delete link {name}")
+    return Request(RTM_DELLINK, 0, link_body(attr(IFLA_IFNAME, name_bytes(name))), f"delete link {name}")
 
 
 def address(index: int, value: IPInterface, *, remove: bool = False) -> Request:
@@ -328,7 +329,7 @@ def fdb(index: int, mac: str, target: IPAddress, *, remove: bool = False) -> Req
 
 def dump_links() -> Request:
     """All devices."""
-    return Request(RTM_GETLINK, NLM_F_DUMP, _link(), "list links")
+    return Request(RTM_GETLINK, NLM_F_DUMP, link_body(), "list links")
 
 
 def dump_addresses(index: int = 0, *, family: int = 0) -> Request:

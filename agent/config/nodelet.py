@@ -36,6 +36,8 @@ class OverlaySettings(Section, frozen=True, kw_only=True):
     """MTU of pods; 0: the underlay's, less the 50 bytes of VXLAN."""
     masquerade: bool = True
     """Hide pod addresses behind the node's outside of the cluster network."""
+    non_masquerade_cidrs: tuple[str, ...] = msgspec.field(default=(), name="nonMasqueradeCIDRs")
+    """Ranges outside of it that see pod addresses all the same: a data centre that routes them."""
 
 
 class CniSettings(Section, frozen=True, kw_only=True):
@@ -85,7 +87,12 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
         raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
-    for name, text in (("clusterCIDR", config.cluster_cidr), ("podCIDR", config.pod_cidr)):
+    outside = ",".join(config.overlay.non_masquerade_cidrs)
+    for name, text in (
+        ("clusterCIDR", config.cluster_cidr),
+        ("podCIDR", config.pod_cidr),
+        ("overlay.nonMasqueradeCIDRs", outside),
+    ):
         for part in filter(None, text.split(",")):
             try:
                 ipaddress.ip_network(part.strip())

@@ -263,6 +263,7 @@ class Overlay:
             bridge=settings.bridge,
             state_dir=settings.state_dir,
             masquerade=settings.masquerade,
+            not_masqueraded=settings.not_masqueraded,
         )
         target = Path(settings.conf_dir) / cni_config.CONFLIST_NAME
         with suppress(FileNotFoundError):
@@ -277,6 +278,7 @@ class Overlay:
             "subnets": [str(net) for net in ranges],
             "clusterCIDRs": list(self._settings.cluster_cidrs),
             "ipMasq": self._settings.masquerade,
+            "nonMasqueradeCIDRs": list(self._settings.not_masqueraded),
         }
         network = replace(cni_config.parse_config(plugin), state_dir=Path(self._settings.state_dir))
         missing = firewall.write_switches(network)

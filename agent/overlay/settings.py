@@ -24,6 +24,8 @@ class OverlaySettings:
     """With vxlan: plain routes to peers that share a subnet with us, tunnels to the others."""
     masquerade: bool = True
     """Give pods the node's address towards everything but pods and nodes."""
+    not_masqueraded: tuple[str, ...] = ()
+    """Further ranges that see pod addresses."""
     masquerade_to_nodes: bool = False
     """Also towards other nodes, as flannel does: for networks that drop packets from pod addresses."""
     cluster_cidrs: tuple[str, ...] = ()

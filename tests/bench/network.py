@@ -1,5 +1,5 @@
-"""How long a CNI plugin takes for one pod: nodelet-cni, in the runtime's process and executed, beside bridge +
-host-local + portmap.
+"""How long a CNI plugin takes for one pod: nodelet-cni, in the runtime's process and executed, beside the
+reference plugins bridge, host-local and portmap.
 
 The same caller (nodelet-cri's) runs all three in turns, on a namespace made before the clock starts. The
 reference is configured for what ours does: gateway, hairpin, masquerading, host ports. What it does not do

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cnikit import call, leases, ports
 from lan import Lan, Machine, ping, udp_source
 
-from cni import entry, errors
+from cni import errors
 from cni.config import Attachment
 from cni.errors import CniError
-from cni.ipam import Leases, read_boot_id
 from cni.wiring import host_name
 from host import netns, processes, rtnl
 from host.netlink import Netlink
@@ -32,27 +32,6 @@ Make = Callable[[str], Path]
 def node(new_netns: Make, tmp_path: Path) -> Machine:
     """One node on a LAN of its own."""
     return Lan(new_netns, tmp_path).add_node()
-
-
-def call(node: Machine, command: str, name: str, path: Path | str = "", **config: Any) -> dict[str, Any]:
-    """One command on a node for the container `name`."""
-    return node.run(
-        lambda: entry.execute(
-            command, config=node.config(**config), container_id=name, netns=str(path), ifname="eth0"
-        )
-    )
-
-
-def leases(node: Machine) -> dict[str, str]:
-    """Address to container id."""
-    found = Leases(node.state / "nodelet", boot_id=read_boot_id()).listed()
-    return {str(lease.address): lease.owner.container_id if lease.owner else "?" for lease in found}
-
-
-def ports(node: Machine) -> set[str]:
-    """Names of the bridge's ports on a node."""
-    with Netlink(node.netns) as netlink:
-        return {link.name for link in netlink.links() if link.kind == "veth" and link.name != "eth0"}
 
 
 def test_add_gives_a_working_pod(node: Machine) -> None:

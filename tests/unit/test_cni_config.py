@@ -7,8 +7,9 @@ import pytest
 
 from cni import config as configs
 from cni import entry, errors, main
-from cni.config import Attachment, PortMapping
+from cni.config import Attachment
 from cni.errors import CniError
+from cni.runtimeconfig import PortMapping, RuntimeConfig
 from host.errors import InputError
 
 GOOD = {"cniVersion": "1.1.0", "name": "nodelet", "type": "nodelet-cni", "subnets": ["10.244.1.0/24"]}
@@ -22,7 +23,7 @@ def test_defaults():
     config = parsed()
     assert (config.bridge, config.mtu, config.masquerade, config.hairpin) == ("cbr0", 0, True, True)
     assert str(config.state_dir) == "/var/lib/cni/nodelet"
-    assert config.port_mappings == ()
+    assert (config.pod, config.spoof_protection, config.host_local_dir) == (RuntimeConfig(), True, None)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,30 @@ def test_defaults():
         ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": "80"}]}),
         ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}),
         ("runtimeConfig", {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "x"}]}),
+        ("runtimeConfig", {"bandwidth": {"ingressRate": 1000}}),
+        ("runtimeConfig", {"bandwidth": {"egressBurst": 1000}}),
+        ("runtimeConfig", {"bandwidth": {"egressRate": -1, "egressBurst": 1000}}),
+        ("runtimeConfig", {"bandwidth": {"egressRate": 1000, "egressBurst": 1 << 40}}),
+        ("runtimeConfig", {"bandwidth": {"egressRate": "1M", "egressBurst": 1000}}),
+        ("runtimeConfig", {"bandwidth": 7}),
+        ("runtimeConfig", {"ips": "10.244.1.7"}),
+        ("runtimeConfig", {"ips": [7]}),
+        ("runtimeConfig", {"ips": ["10.244.2.7"]}),
+        ("runtimeConfig", {"ips": ["10.244.1.1"]}),
+        ("runtimeConfig", {"ips": ["10.244.1.255"]}),
+        ("runtimeConfig", {"ips": ["10.244.1.7", "10.244.1.8/24"]}),
+        ("runtimeConfig", {"dns": {"servers": [7]}}),
+        ("nonMasqueradeCIDRs", ["10.0.0.1/8"]),
+        ("spoofProtection", "no"),
+        ("hostLocalDir", "networks"),
     ],
 )
 def test_bad_values_are_refused_by_name(field, value):
     with pytest.raises(CniError) as caught:
         parsed(**{field: value})
     assert caught.value.code == errors.INVALID_CONFIG
-    assert field in str(caught.value) or "portMappings" in str(caught.value)
+    named = list(value) if field == "runtimeConfig" and value else [field]
+    assert any(name in str(caught.value) for name in named)
 
 
 def test_unknown_version_has_its_own_code():
@@ -78,7 +96,7 @@ def test_port_mappings():
         {"hostPort": 0, "containerPort": 81},
         {"hostPort": 53, "containerPort": 53, "protocol": "UDP"},
     ]
-    assert parsed(runtimeConfig={"portMappings": mappings}).port_mappings == (
+    assert parsed(runtimeConfig={"portMappings": mappings}).pod.port_mappings == (
         PortMapping(8080, 80, "tcp"),
         PortMapping(53, 53, "udp"),
     )
@@ -118,7 +136,8 @@ def test_conflist_is_read_back_by_the_plugin():
         "10.244.1.0/24",
         "10.244.0.0/16",
     )
-    assert plugin["capabilities"] == {"portMappings": True}
+    assert plugin["capabilities"] == dict.fromkeys(("portMappings", "bandwidth", "ips", "dns"), True)
+    assert str(config.host_local_dir) == "/var/lib/cni/networks"
     assert data == configs.render_conflist(["10.244.1.0/24"], cluster_cidrs=["10.244.0.0/16"], mtu=1450)
 
 
@@ -143,9 +162,14 @@ def test_version_needs_no_configuration():
     assert output["supportedVersions"][-1] == "1.1.0"
 
 
+@pytest.mark.parametrize(("asked", "told"), [("0.4.0", "0.4.0"), ("9.9.9", "1.1.0"), (7, "1.1.0")])
+def test_version_answers_in_the_version_asked(asked, told):
+    stdin = json.dumps({"cniVersion": asked}).encode()
+    assert run(stdin, COMMAND="VERSION")[1]["cniVersion"] == told
+
+
 def test_status_and_unknown_commands():
     stdin = json.dumps(GOOD).encode()
-    assert run(stdin, COMMAND="STATUS") == (0, {})
     assert run(b'{"cniVersion": "1.1.0", "name": "n"}', COMMAND="STATUS")[1]["details"] == configs.NO_POD_CIDR
     status, output = run(stdin, COMMAND="RUN", CONTAINERID="c1", IFNAME="eth0")
     assert (status, output["code"]) == (1, errors.INVALID_ENVIRONMENT)

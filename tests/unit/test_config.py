@@ -225,6 +225,7 @@ def test_nodelet_configuration():
         ({"overlay": {"vnid": 2}}, "vnid"),
         ({"overlay": {"backend": "ipsec"}}, "overlay.backend"),
         ({"clusterCIDR": "10.244.0.0/99"}, "clusterCIDR"),
+        ({"overlay": {"nonMasqueradeCIDRs": ["10.0.0.1/8"]}}, "overlay.nonMasqueradeCIDRs"),
     ):
         with pytest.raises(InputError, match=words):
             nodelet.build({**head, **wrong}, where="f")

@@ -1,0 +1,158 @@
+"""What a runtime asks for one pod (`runtimeConfig`): strict reading of the capabilities this plugin has.
+
+    portMappings    host ports
+    bandwidth       limits of what a pod receives and sends
+    ips             the addresses a pod shall have
+    dns             handed on in the result
+    mac, aliases    not taken: a MAC follows from the address, and names are the cluster's DNS's
+
+See CONVENTIONS.md of containernetworking/cni, "Well-known capabilities".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cni import errors
+from cni.errors import CniError
+from host.rtnl import IPAddress
+
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_MAX_BURST_BITS = 8 * 0xFFFFFFFF
+_MAX_RATE_BITS = 1 << 63
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """One host port that leads to a pod's port (capability `portMappings`)."""
+
+    host_port: int
+    container_port: int
+    protocol: str  # tcp, udp, sctp
+    host_ip: IPAddress | None = None  # None: every address of the node
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A limit: bits a second, and the bits that may pass at once after a pause."""
+
+    rate: int
+    burst: int
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What one pod asks for."""
+
+    port_mappings: tuple[PortMapping, ...] = ()
+    ingress: Rate | None = None  # of what the pod receives; None: no limit
+    egress: Rate | None = None  # of what it sends
+    addresses: tuple[IPAddress, ...] = ()  # at most one of each IP family
+    dns: Mapping[str, list[str]] = field(default_factory=dict, hash=False)  # as a result has it
+
+
+def invalid(name: str, problem: str) -> CniError:
+    """The error for a field of the configuration."""
+    return CniError(errors.INVALID_CONFIG, f"{name} is invalid", problem)
+
+
+def parse_runtime_config(value: object) -> RuntimeConfig:
+    """From `runtimeConfig`, which may be missing. Raises CniError 7, naming the field."""
+    runtime = {} if value is None else value
+    if not isinstance(runtime, Mapping):
+        raise invalid("runtimeConfig", "not an object")
+    limits = _object(runtime, "bandwidth")
+    return RuntimeConfig(
+        port_mappings=_port_mappings(runtime),
+        ingress=_rate(limits, "ingress"),
+        egress=_rate(limits, "egress"),
+        addresses=_addresses(runtime),
+        dns=_dns(runtime),
+    )
+
+
+def _object(runtime: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = runtime.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise invalid(name, "not an object")
+    return value
+
+
+def _list(runtime: Mapping[str, Any], name: str) -> list[Any]:
+    value = runtime.get(name) or []
+    if not isinstance(value, list):
+        raise invalid(name, "not a list")
+    return value
+
+
+def _port_mappings(runtime: Mapping[str, Any]) -> tuple[PortMapping, ...]:
+    found = []
+    for entry in _list(runtime, "portMappings"):
+        if not isinstance(entry, Mapping):
+            raise invalid("portMappings", f"{entry!r} is not an object")
+        host_port, container_port = entry.get("hostPort", 0), entry.get("containerPort", 0)
+        protocol = str(entry.get("protocol") or "tcp").lower()
+        if host_port == 0:
+            continue  # CONVENTIONS.md of CNI: a port without host port is only documentation
+        for name, port in (("hostPort", host_port), ("containerPort", container_port)):
+            if not _is_number(port) or not 1 <= port <= 65535:
+                raise invalid(f"portMappings.{name}", f"{port!r} is not 1 to 65535")
+        if protocol not in _PROTOCOLS:
+            raise invalid("portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}")
+        found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostIP"))))
+    return tuple(found)
+
+
+def _host_ip(value: object) -> IPAddress | None:
+    if not value:
+        return None
+    try:
+        host_ip = ipaddress.ip_address(str(value))
+    except ValueError as exc:
+        raise invalid("portMappings.hostIP", str(exc)) from exc
+    return None if host_ip.is_unspecified else host_ip
+
+
+def _rate(limits: Mapping[str, Any], direction: str) -> Rate | None:
+    rate, burst = limits.get(f"{direction}Rate", 0), limits.get(f"{direction}Burst", 0)
+    for name, value, most in (("Rate", rate, _MAX_RATE_BITS), ("Burst", burst, _MAX_BURST_BITS)):
+        if not _is_number(value) or not 0 <= value <= most:
+            raise invalid(f"bandwidth.{direction}{name}", f"{value!r} is not 0 to {most} bits")
+    if bool(rate) != bool(burst):
+        raise invalid(f"bandwidth.{direction}Rate", "rate and burst go together: both 0, or neither")
+    return Rate(rate, burst) if rate else None
+
+
+def _addresses(runtime: Mapping[str, Any]) -> tuple[IPAddress, ...]:
+    try:
+        found = tuple(ipaddress.ip_interface(_text(value)).ip for value in _list(runtime, "ips"))
+    except ValueError as exc:
+        raise invalid("ips", str(exc)) from exc
+    if len({address.version for address in found}) != len(found):
+        raise invalid("ips", "more than one address of the same IP family")
+    return found
+
+
+def _dns(runtime: Mapping[str, Any]) -> dict[str, list[str]]:
+    """In the words of a result, which are not those of the capability."""
+    dns, found = _object(runtime, "dns"), {}
+    for name, result_name in (("servers", "nameservers"), ("searches", "search"), ("options", "options")):
+        try:
+            if values := [_text(value) for value in _list(dns, name)]:
+                found[result_name] = values
+        except ValueError as exc:
+            raise invalid(f"dns.{name}", str(exc)) from exc
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")  # ip_interface would take a number for an address
+    return value
