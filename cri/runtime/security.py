@@ -107,7 +107,7 @@ def capability_name(name: str) -> str:
     """
     bare = name.upper().removeprefix("CAP_")
     if bare not in CAPABILITIES:
-        raise InputError(f"capability {name!r} is not known: use a name like NET_ADMIN, or ALL")
+        raise InputError(f"capability {name[:80]!r} is not known: use a name like NET_ADMIN, or ALL")
     return bare
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 
 from cri.network import bandwidth
+from cri.server.field_check import check_name, check_path, check_size
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -22,15 +23,13 @@ def check_sandbox(config: pb.PodSandboxConfig) -> None:
     Raises:
         InputError: the message names the field.
     """
+    check_size(config)
     for part in ("name", "namespace", "uid"):
         if not getattr(config.metadata, part):
             raise InputError(f"config.metadata.{part} is empty: a pod sandbox needs name, namespace and uid")
-    for name, path in (
-        ("log_directory", config.log_directory),
-        ("cgroup_parent", config.linux.cgroup_parent),
-    ):
-        if ".." in path.split("/") or "\0" in path:
-            raise InputError(f"{name} {path[:80]!r} must not hold '..' or NUL")
+        check_name(f"config.metadata.{part}", getattr(config.metadata, part))
+    check_path("log_directory", config.log_directory)
+    check_path("cgroup_parent", config.linux.cgroup_parent)
     if config.log_directory and not config.log_directory.startswith("/"):
         raise InputError(f"log_directory {config.log_directory[:80]!r} must be absolute")
     _check_namespaces(config.linux.security_context.namespace_options)

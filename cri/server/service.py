@@ -9,6 +9,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
 from cri.server import (
     container_create,
     container_events,
@@ -35,9 +40,13 @@ from cri.server import (
 )
 from cri.server.core import Core
 from cri.server.errors import status_of, unimplemented
-from proto.cri import runtime_pb2_grpc as pb_grpc
+from host.errors import InputError
+from proto.cri import runtime_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_MOST_WORDS = 1000
+"""Of an error: they travel as metadata, percent-encoded, of which gRPC takes 16 KiB."""
 
 Handler = Callable[[Core, Any], Awaitable[Any]]
 StreamHandler = Callable[[Core, Any], AsyncIterator[Any]]
@@ -92,6 +101,8 @@ IMAGE_STREAMS: dict[str, StreamHandler] = {"StreamImages": image_service.stream_
 
 async def _refuse(context: Any, name: str, exc: Exception) -> None:
     code, words, foreseen = status_of(exc)
+    if len(words) > _MOST_WORDS:
+        words = f"{words[:_MOST_WORDS]}..."
     if foreseen:
         log.info("%s: %s: %s", name, code.name, words.encode("unicode_escape").decode())
     else:
@@ -99,20 +110,28 @@ async def _refuse(context: Any, name: str, exc: Exception) -> None:
     await context.abort(code, words)
 
 
-def _answer(core: Core, name: str, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def call(request: Any, context: Any) -> Any:
+def _read(kind: type[Message], data: bytes) -> Any:
+    """A request from its bytes, which come unread from gRPC so that a bad one is refused like any other."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as exc:
+        raise InputError(f"not a {kind.__name__}: {str(exc).rpartition(': ')[2]}") from exc
+
+
+def _answer(core: Core, name: str, handler: Handler, kind: type[Message]) -> Any:
+    async def call(data: bytes, context: Any) -> Any:
         try:
-            return await handler(core, request)
+            return await handler(core, _read(kind, data))
         except Exception as exc:
             return await _refuse(context, name, exc)
 
-    return call
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=_write)
 
 
-def _stream(core: Core, name: str, handler: StreamHandler) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+def _stream(core: Core, name: str, handler: StreamHandler, kind: type[Message]) -> Any:
+    async def call(data: bytes, context: Any) -> AsyncIterator[Any]:
         try:
-            messages = handler(core, request)
+            messages = handler(core, _read(kind, data))
             # A client that has the headers knows that it misses no event from here on.
             await context.send_initial_metadata(())
             async for message in messages:
@@ -120,17 +139,11 @@ def _stream(core: Core, name: str, handler: StreamHandler) -> Callable[[Any, Any
         except Exception as exc:
             await _refuse(context, name, exc)
 
-    return call
+    return grpc.unary_stream_rpc_method_handler(call, response_serializer=_write)
 
 
-def _fill(servicer: Any, core: Core, calls: dict[str, Handler], streams: dict[str, StreamHandler]) -> Any:
-    """Put the calls on a generated servicer, and a refusal for each one that is not done."""
-    for name in (name for name in vars(type(servicer)) if name[0].isupper()):
-        if name in streams:
-            setattr(servicer, name, _stream(core, name, streams[name]))
-        else:
-            setattr(servicer, name, _answer(core, name, calls.get(name) or _not_done(name)))
-    return servicer
+def _write(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 def _not_done(name: str) -> Handler:
@@ -140,9 +153,21 @@ def _not_done(name: str) -> Handler:
     return refuse
 
 
+def _methods(service: str, core: Core, calls: dict[str, Handler], streams: dict[str, StreamHandler]) -> Any:
+    """A handler for each method of a service, a refusal for each one that is not done."""
+    found: ServiceDescriptor = pb.DESCRIPTOR.services_by_name[service]
+    methods = {}
+    for method in found.methods:
+        name, kind = method.name, GetMessageClass(method.input_type)
+        if name in streams:
+            methods[name] = _stream(core, name, streams[name], kind)
+        else:
+            methods[name] = _answer(core, name, calls.get(name) or _not_done(name), kind)
+    return grpc.method_handlers_generic_handler(found.full_name, methods)
+
+
 def register(core: Core, server: Any) -> None:
     """Add both CRI services to a gRPC server."""
-    runtime = _fill(pb_grpc.RuntimeServiceServicer(), core, RUNTIME_CALLS, RUNTIME_STREAMS)
-    images = _fill(pb_grpc.ImageServiceServicer(), core, IMAGE_CALLS, IMAGE_STREAMS)
-    pb_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    pb_grpc.add_ImageServiceServicer_to_server(images, server)
+    runtime = _methods("RuntimeService", core, RUNTIME_CALLS, RUNTIME_STREAMS)
+    images = _methods("ImageService", core, IMAGE_CALLS, IMAGE_STREAMS)
+    server.add_generic_rpc_handlers((runtime, images))

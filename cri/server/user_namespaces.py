@@ -30,7 +30,9 @@ def user_namespace(options: pb.NamespaceOption) -> IdMaps | None:
             raise InputError(f"{_FIELD}: mode NODE has no uids and gids to map")
         return None
     if wanted.mode != pb.POD:
-        raise InputError(f"{_FIELD}.mode {pb.NamespaceMode.Name(wanted.mode)} is not possible: POD or NODE")
+        known = wanted.mode in pb.NamespaceMode.values()
+        mode = pb.NamespaceMode.Name(wanted.mode) if known else wanted.mode
+        raise InputError(f"{_FIELD}.mode {mode} is not possible: POD or NODE")
     for name in ("uids", "gids"):
         if len(getattr(wanted, name)) != 1:
             count = len(getattr(wanted, name))

@@ -42,6 +42,12 @@ class CriClient:
         except aio.AioRpcError as exc:
             raise AssertionError(self.log()) from exc
 
+    @property
+    def channel(self) -> aio.Channel:
+        """The connection, for calls that no stub makes."""
+        assert self._channel is not None
+        return self._channel
+
     async def disconnect(self) -> None:
         """Close the connection."""
         if self._channel is not None:
