@@ -102,7 +102,7 @@ class Agent:
             settings=startup.overlay_settings(settings, ips=self._ips),
             clock=clock,
             annotate_failures=(ApiError,),
-            report=self._warn_about_node,
+            report=self._tell_about_node,
         )
         self.pods = self._make_pods()
         self._explain = ExplainService(
@@ -116,9 +116,9 @@ class Agent:
         self.server = self._make_server()
         self._refreshing: set[asyncio.Task[None]] = set()
 
-    def _warn_about_node(self, reason: str, message: str) -> None:
+    def _tell_about_node(self, reason: str, message: str, *, kind: str = "Warning") -> None:
         reference = node_reference(self._settings.node_name)
-        self.events.record(reference, type="Warning", reason=reason, message=message)
+        self.events.record(reference, type=kind, reason=reason, message=message)
 
     # --- making -------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Agent:
         machine = self.node.machine
         swap = startup_resources.swap_policy(settings, machine, self._cgroups)
         pods = startup.pod_settings(settings, ips=self._ips, machine=machine, swap=swap)
-        pod_cgroups = startup_resources.pod_cgroups(settings, machine, self._cgroups)
+        self._pod_cgroups = startup_resources.pod_cgroups(settings, machine, self._cgroups)
         self._probes = ProbeManager(
             clock=self._clock,
             exec_sync=startup.exec_probe(self._runtime),
@@ -149,7 +149,7 @@ class Agent:
             volumes=self._volumes,
             events=self.events,
             sources=sources,
-            cgroups=pod_cgroups,
+            cgroups=self._pod_cgroups,
             services=self._known_services,
             node=self._node_facts,
             writer=StatusWriter(
@@ -164,9 +164,9 @@ class Agent:
             manager=manager,
             runtime=self._runtime,
             cgroups=self._cgroups,
-            pod_cgroup=pod_cgroups.path,
+            pod_cgroup=self._pod_cgroups.path,
             clock=self._clock,
-            say=self._warn_about_node,
+            say=self._tell_about_node,
             on_change=self.node.wake,
         )
         return manager
@@ -230,7 +230,7 @@ class Agent:
 
     async def run(self) -> None:
         """Run every component until cancelled. Raises InputError for what a person must mend."""
-        startup_resources.enforce_reserved(self._settings, self._cgroups)
+        startup_resources.enforce(self._settings, self._cgroups, self._pod_cgroups, self._tell_about_node)
         await self._runtime.open()
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "node": self.node.run,

@@ -26,7 +26,7 @@ from agent.resources.qos import GUARANTEED
 from agent.resources.swap import SwapPolicy
 from host.cgroups import Cgroups, Resources
 from host.clocks import Clock
-from host.errors import InputError
+from host.errors import HostError, InputError
 
 Say = Callable[[str, str], None]
 """Records a warning about the node: reason and message."""
@@ -60,6 +60,28 @@ def all_pods(settings: Settings, machine: Machine) -> Resources | None:
     if "pods" not in kubelet.enforce_node_allocatable:
         return None
     return pods_limits(machine, (kubelet.system_reserved, kubelet.kube_reserved))
+
+
+def enforce(settings: Settings, cgroups: Cgroups, pods: PodCgroups, say: Callable[..., None]) -> None:
+    """Put the limits on the cgroups above all pods and on those of the system, before any pod is started.
+
+    A limit on all pods that the kernel refuses (they use more already) is told and tried again with the next
+    pod; the node runs meanwhile.
+
+    Raises:
+        InputError: see `enforce_reserved`.
+        HostError: the kernel refuses a limit of the system's cgroups.
+    """
+    enforce_reserved(settings, cgroups)
+    try:
+        pods.ensure_levels()
+    except HostError as exc:
+        text = f"Failed to update Node Allocatable Limits: {exc}"
+        say("FailedNodeAllocatableEnforcement", text)
+        return
+    if "pods" in settings.kubelet.enforce_node_allocatable:
+        text = "Updated Node Allocatable limit across pods"
+        say("NodeAllocatableEnforced", text, kind="Normal")
 
 
 def enforce_reserved(settings: Settings, cgroups: Cgroups) -> None:

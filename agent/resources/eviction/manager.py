@@ -128,7 +128,7 @@ class EvictionManager:
             await self._pods.ended(over, timeout=CLEANUP_SECONDS)
             return 0.0
         if not found.due:
-            return pause(thresholds, seen)
+            return pause(thresholds, seen, pressed=bool(found.pressures))
         return await self._act(found.due, thresholds, reading)
 
     async def _act(

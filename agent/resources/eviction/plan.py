@@ -100,8 +100,13 @@ def settled(thresholds: Sequence[Threshold], seen: Mapping[str, Observation]) ->
     return not any(t.met(seen, reclaim=True) for t in thresholds)
 
 
-def pause(thresholds: Sequence[Threshold], seen: Mapping[str, Observation]) -> float:
-    """Seconds until the next look: sooner when something is close to its threshold."""
+def pause(
+    thresholds: Sequence[Threshold], seen: Mapping[str, Observation], *, pressed: bool = False
+) -> float:
+    """Seconds until the next look: sooner when something is close to its threshold, or while `pressed`, so
+    that a pressure which has passed is taken back in time."""
+    if pressed:
+        return TENSE_PAUSE
     for threshold in thresholds:
         found = seen.get(threshold.signal)
         if found is not None and found.available < NEAR * threshold.limit(found, reclaim=True):
