@@ -131,6 +131,7 @@ class Agent:
             claims=self._sources,
             clock=self._clock,
             allocatable=lambda: self.node.status.allocatable,
+            image=lambda pod, reference, policy: self.pods.volume_image(pod, reference, policy),
         )
         machine = self.node.machine
         swap = startup_resources.swap_policy(settings, machine, self._cgroups)

@@ -21,6 +21,8 @@ from host.errors import HostError, NoSpace, TimedOut, from_oserror
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SAFE_ENV: Mapping[str, str] = {"PATH": SAFE_PATH, "LC_ALL": "C"}
 _STDERR_TAIL = 2000
+_DEATH = 5.0
+"""Seconds within which a killed helper is gone, unless it sleeps in the kernel."""
 _MAX_OUTPUT = 256 << 20  # a full table of a packet filter or of conntrack has tens of megabytes
 
 
@@ -31,6 +33,18 @@ class Completed:
     returncode: int
     stdout: bytes
     stderr: bytes
+
+
+class Unkillable(TimedOut):
+    """A helper outlived its time limit and SIGKILL too: it sleeps in the kernel, as for a dead file server.
+
+    Attributes:
+        ended: done as soon as the helper, which was left behind, has ended and was reaped.
+    """
+
+    def __init__(self, program: str, ended: asyncio.Future[None], detail: str) -> None:
+        super().__init__(errno.ETIMEDOUT, f"run {program}", detail)
+        self.ended = ended
 
 
 class ProcessFailed(HostError):
@@ -105,6 +119,7 @@ async def run_async(
 
     Raises:
         NoSpace: it printed more than `max_output` bytes.
+        Unkillable: it hangs in the kernel and was left behind.
         NotFound, TimedOut, ProcessFailed: as `run`.
     """
     loop = asyncio.get_running_loop()
@@ -119,17 +134,28 @@ async def run_async(
         async with asyncio.timeout(timeout):
             await output.complete
     except TimeoutError as exc:
-        raise TimedOut(errno.ETIMEDOUT, f"run {argv[0]}", f"killed after {timeout:g} s") from exc
+        words = f"killed after {timeout:g} s"
+        if not await _kill(transport, output):
+            words = f"process {transport.get_pid()} hangs in the kernel, {words} in vain"
+            raise Unkillable(argv[0], output.exited, words) from exc
+        raise TimedOut(errno.ETIMEDOUT, f"run {argv[0]}", words) from exc
     finally:
-        if transport.get_returncode() is None:  # not reaped, so the group's number is still its own
-            with suppress(ProcessLookupError):
-                os.killpg(transport.get_pid(), signal.SIGKILL)
-            await asyncio.shield(output.exited)
+        await _kill(transport, output)
         transport.close()  # a child that left the group may hold a pipe
     completed = Completed(transport.get_returncode() or 0, *map(bytes, output.streams))
     if check and completed.returncode != 0:
         raise ProcessFailed(argv[0], completed)
     return completed
+
+
+async def _kill(transport: asyncio.SubprocessTransport, output: _Output) -> bool:
+    """End a helper and its group if it lives; whether it is gone. One that sleeps in the kernel stays."""
+    if transport.get_returncode() is None and not output.left:  # not reaped: the group's number is its own
+        with suppress(ProcessLookupError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+        _, pending = await asyncio.wait({output.exited}, timeout=_DEATH)
+        output.left = bool(pending)
+    return not output.left
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -138,6 +164,7 @@ class _Output(asyncio.SubprocessProtocol):
     def __init__(self, program: str, limit: int) -> None:
         self._program, self._limit = program, limit
         self.streams = (bytearray(), bytearray())
+        self.left = False
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

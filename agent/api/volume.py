@@ -8,7 +8,9 @@ Source: k8s.io/api/core/v1/types.go (API reference v1.37).
 
 from __future__ import annotations
 
-from agent.api.meta import LabelSelector, LocalObjectReference, Object, Quantities, Struct
+from typing import Any
+
+from agent.api.meta import LabelSelector, LocalObjectReference, Object, ObjectReference, Quantities, Struct
 
 
 class KeyToPath(Struct, frozen=True, kw_only=True):
@@ -171,6 +173,10 @@ class Volume(Struct, frozen=True, kw_only=True):
     nfs: NFSVolumeSource | None = None
     csi: CSIVolumeSource | None = None
     image: ImageVolumeSource | None = None
+    git_repo: dict[str, Any] | None = None
+    iscsi: dict[str, Any] | None = None
+    fc: dict[str, Any] | None = None
+    flex_volume: dict[str, Any] | None = None
 
 
 class VolumeMount(Struct, frozen=True, kw_only=True):
@@ -198,6 +204,10 @@ class PersistentVolumeSpec(Struct, frozen=True, kw_only=True):
     nfs: NFSVolumeSource | None = None
     local: LocalVolumeSource | None = None
     csi: CSIPersistentVolumeSource | None = None
+    iscsi: dict[str, Any] | None = None
+    fc: dict[str, Any] | None = None
+    flex_volume: dict[str, Any] | None = None
+    claim_ref: ObjectReference | None = None
 
 
 class PersistentVolume(Object, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import shutil
 from collections.abc import Awaitable
+from functools import partial
 from typing import TypeVar
 
 from agent.api import errors as api_errors
@@ -26,7 +27,7 @@ from agent.pods.ports import Ports
 from agent.pods.runtime import RuntimeFailure, RuntimeNotFound
 from agent.pods.security import SpecError
 from agent.pods.translate import sandbox_config
-from agent.volumes.base import VolumeError
+from agent.volumes.base import Unready, VolumeError
 from host.clocks import Clock
 from host.errors import HostError
 from proto.cri import runtime_pb2 as pb
@@ -95,7 +96,9 @@ class Executor:
             reason = exc.reason if isinstance(exc, VolumeError) else "FailedMount"
             text = exc.message if isinstance(exc, VolumeError) else f"make {folder}: {exc.strerror}"
             self.say(pod, "Warning", reason, text)
-            raise JobFailed("ContainerCreating", text, first=0.5, maximum=10.0) from exc
+            slow = isinstance(exc, VolumeError) and exc.slow
+            first, longest = (10.0, 300.0) if slow else (0.5, 10.0)
+            raise JobFailed("ContainerCreating", text, first=first, maximum=longest) from exc
         memory.volumes = actions.Volumes.READY
 
     async def run_sandbox(self, pod: Pod, action: actions.RunSandbox) -> None:
@@ -160,6 +163,16 @@ class Executor:
             first = 10.0 if exc.later else 2.0
             raise JobFailed(exc.reason, exc.message, later=exc.later, first=first, maximum=longest) from exc
         memory.images[container.name] = image
+
+    async def volume_image(self, pod: Pod, reference: str, policy: str) -> str:
+        """The runtime's id of the image of an image volume, present on this node. Raises Unready."""
+        wanted = Container(image=reference, image_pull_policy=policy)
+        try:
+            secrets = await self._pull_secrets(pod) if spec.pull_policy(wanted) != "Never" else []
+            image = await self.ports.images.ensure(wanted, secrets=secrets, say=partial(self.say, pod))
+        except (ImageProblem, JobFailed) as exc:
+            raise Unready(f"{exc.reason}: {exc.message}", slow=bool(exc.later)) from exc
+        return image.id
 
     async def _pull_secrets(self, pod: Pod) -> list[Secret]:
         names = [ref.name for ref in pod.spec.image_pull_secrets if ref.name]

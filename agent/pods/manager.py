@@ -119,6 +119,7 @@ class PodManager:
         """Ends pods for the node's sake."""
         self.garbage = ContainerCollector(self._workers, executor=self._executor)
         """Removes dead containers."""
+        self.volume_image = self._executor.volume_image
         self._held: list[Pod] | None = []
         """Pods that came before the runtime's first list, without which they could be started twice."""
 

@@ -19,7 +19,7 @@ from agent.pods.runtime import ExecResult
 from agent.pods.settings import PodSettings
 from agent.pods.timeline import Timelines
 from agent.resources.pod_cgroups import PodCgroups
-from agent.volumes.base import Mount, PreparedVolume, Sources
+from agent.volumes.base import BlockDevice, Mount, PreparedVolume, Sources
 from host.clocks import Clock
 from proto.cri import runtime_pb2 as pb
 
@@ -74,6 +74,9 @@ class VolumePort(Protocol):
         *,
         env: Mapping[str, str] | None = None,
     ) -> tuple[Mount, ...]: ...
+    def container_devices(
+        self, container: Container, prepared: Mapping[str, PreparedVolume]
+    ) -> tuple[BlockDevice, ...]: ...
     async def teardown(self, pod_uid: str) -> None: ...
 
 

@@ -131,6 +131,7 @@ async def _config(
     ips = executor.pod_ips(pod, box.ips if box else ())
     env = environment(pod, container, await _env_sources(ports, pod, container, ips))
     mounts = list(await ports.volumes.container_mounts(pod, container, memory.prepared, env=env))
+    devices = ports.volumes.container_devices(container, memory.prepared)
     taken = {mount.container_path for mount in mounts}
     if _HOSTS not in taken and (ips or pod.spec.host_network):
         mounts.append(_hosts_mount(pod, ports.settings, ips))
@@ -146,6 +147,7 @@ async def _config(
         image=memory.images[container.name],
         env=env,
         mounts=mounts,
+        devices=devices,
         settings=ports.settings,
         target_id=target.id if target else "",
     )

@@ -22,7 +22,7 @@ from agent.pods.settings import PodSettings
 from agent.resources import qos
 from agent.resources.node_allocatable import page_size
 from agent.resources.swap import swap_limit
-from agent.volumes.base import Mount
+from agent.volumes.base import BlockDevice, Mount
 from proto.cri import runtime_pb2 as pb
 
 _PROPAGATION = {
@@ -97,6 +97,7 @@ def container_config(
     image: ImageFact,
     env: Mapping[str, str],
     mounts: Sequence[Mount],
+    devices: Sequence[BlockDevice] = (),
     settings: PodSettings,
     target_id: str = "",
 ) -> pb.ContainerConfig:
@@ -107,10 +108,9 @@ def container_config(
         image: what the image name was resolved to.
         env: its whole environment.
         mounts: its volumes and the files the agent manages.
+        devices: its raw block volumes.
         target_id: for an ephemeral container, the id of the container whose processes it shares.
     """
-    if container.volume_devices:
-        raise SpecError(f"container {container.name}: volumeDevices are not supported by this node")
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=container.name, attempt=attempt),
         image=pb.ImageSpec(image=image.id, user_specified_image=container.image),
@@ -119,6 +119,14 @@ def container_config(
         working_dir=container.working_dir,
         envs=[pb.KeyValue(key=k, value=v.encode(errors="surrogateescape")) for k, v in env.items()],
         mounts=[_mount(mount) for mount in mounts],
+        devices=[
+            pb.Device(
+                container_path=device.container_path,
+                host_path=device.host_path,
+                permissions="r" if device.read_only else "mrw",
+            )
+            for device in devices
+        ],
         labels={**_pod_labels(pod), facts.LABEL_CONTAINER_NAME: container.name},
         annotations=_annotations(pod, container, attempt),
         log_path=f"{container.name}/{attempt}.log",
@@ -168,6 +176,8 @@ def _mount(mount: Mount) -> pb.Mount:
         readonly=mount.read_only,
         propagation=_PROPAGATION.get(mount.propagation, pb.PROPAGATION_PRIVATE),
         recursive_read_only=mount.recursive_read_only,
+        image=pb.ImageSpec(image=mount.image) if mount.image else None,
+        image_sub_path=mount.image_sub_path,
     )
 
 

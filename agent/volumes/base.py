@@ -1,13 +1,22 @@
 """What every volume plugin shares: its arguments, its result and its errors.
 
-A plugin is one file with one `async def set_up(context, volume) -> PreparedVolume` that may be repeated.
-Volumes live where kubelet keeps them, `<root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>`, so that
-backup tools, drivers and people find them.
+A plugin is one file and one line in `agent.volumes.plugins`. It has
+
+    async def set_up(context, volume) -> PreparedVolume    may be repeated; the volume is usable then
+    async def tear_down(removal) -> None                   optional: before unmounting and deleting
+
+Volumes live where kubelet keeps them, so that backup tools, drivers and people find them:
+
+    <root>/pods/<uid>/volumes/kubernetes.io~<plugin>/<name>          directories
+    <root>/pods/<uid>/volumeDevices/kubernetes.io~<plugin>/<name>    links to block devices
+
+The name is the PersistentVolume's for a claim, and the pod's own otherwise. A claim has its place even where
+nothing is mounted on it, because that is the record of which pods use a PersistentVolume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +31,9 @@ if TYPE_CHECKING:
         Pod,
         Secret,
         TokenRequest,
+        Volume,
     )
+    from agent.volumes.children import Children
     from agent.volumes.mounts import Mounter
     from agent.volumes.tokens import Tokens
 
@@ -33,16 +44,26 @@ class VolumeError(Exception):
     Attributes:
         reason: the event's reason, "FailedMount" or "FailedUnMount".
         message: the event's text, e.g. 'MountVolume.SetUp failed for volume "x" : configmap "y" not found'.
+        slow: trying again is costly: to be done ever less often.
     """
 
-    def __init__(self, message: str, *, reason: str = "FailedMount") -> None:
+    def __init__(self, message: str, *, reason: str = "FailedMount", slow: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
+        self.slow = slow
 
 
 class Unready(Exception):
-    """A plugin's word for "cannot be set up"; the manager adds volume and phase and makes a VolumeError."""
+    """A plugin's word for "cannot be set up"; the manager adds volume and phase and makes a VolumeError.
+
+    Attributes:
+        slow: trying again is costly (an image pull): to be done ever less often.
+    """
+
+    def __init__(self, message: str, *, slow: bool = False) -> None:
+        super().__init__(message)
+        self.slow = slow
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,9 @@ class PreparedVolume:
         read_only: containers get it read-only whatever their mount says.
         live: its content follows API objects; `VolumeManager.refresh` rewrites it.
         changed: whether this set-up changed any content.
+        remote: another machine answers for it, so only children may touch it.
+        device: volumeMode Block: the device node, in place of a directory.
+        image: an image volume: the runtime's id of the image it mounts itself.
     """
 
     name: str
@@ -62,6 +86,9 @@ class PreparedVolume:
     read_only: bool = False
     live: bool = False
     changed: bool = field(default=False, compare=False)
+    remote: bool = False
+    device: Path | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,8 @@ class Mount:
         read_only: mounted read-only.
         propagation: "None", "HostToContainer" or "Bidirectional", as in the API.
         recursive_read_only: submounts become read-only too.
+        image: in place of a host path, the image to mount.
+        image_sub_path: the part of it to mount, relative; empty for all.
     """
 
     volume: str
@@ -83,6 +112,17 @@ class Mount:
     read_only: bool = False
     propagation: str = "None"
     recursive_read_only: bool = False
+    image: str = ""
+    image_sub_path: str = ""
+
+
+@dataclass(frozen=True)
+class BlockDevice:
+    """One raw block volume for the runtime: the node on the host, its path in the container."""
+
+    host_path: str
+    container_path: str
+    read_only: bool = False
 
 
 class Sources(Protocol):
@@ -114,6 +154,29 @@ class Claims(Protocol):
 AllocatableGetter = Callable[[], Mapping[str, str]]
 """The node's allocatable resources now: resource name → quantity text."""
 
+ImageGetter = Callable[["Pod", str, str], Awaitable[str]]
+"""Makes an image present: pod, reference, pull policy → the runtime's id of it. Raises Unready."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The claim behind a volume of a pod, and the PersistentVolume bound to it."""
+
+    claim: PersistentVolumeClaim
+    volume: PersistentVolume
+    read_only: bool = False
+    """The pod asks for it read-only."""
+
+    @property
+    def name(self) -> str:
+        """The PersistentVolume's name."""
+        return self.volume.metadata.name
+
+    @property
+    def block(self) -> bool:
+        """Whether containers get a device in place of a file system."""
+        return self.volume.spec.volume_mode == "Block"
+
 
 @dataclass(frozen=True)
 class Context:
@@ -121,14 +184,17 @@ class Context:
 
     Attributes:
         pod: the pod.
-        directory: the volume's own directory, not yet made.
+        directory: the volume's own directory (volumeMode Block: its link), not yet made.
         sources: API objects.
         tokens: service account tokens, shared by all pods.
-        mounter: the only way to mount.
+        mounter: the only way to mount on file systems of this machine.
+        children: the only way to touch another machine's.
         clock: time.
         allocatable: the node's allocatable by resource name, for limits that a container leaves unset.
         host_root: "/" except in tests.
         claims: PersistentVolumes and claims; None on a node without API.
+        claimed: what a claim is bound to; None for a volume that the pod describes itself.
+        image: makes an image present; None where there is no runtime to ask.
     """
 
     pod: Pod
@@ -136,12 +202,51 @@ class Context:
     sources: Sources
     tokens: Tokens
     mounter: Mounter
+    children: Children
     clock: Clock
     allocatable: Mapping[str, str]
     host_root: Path
     claims: Claims | None = None
+    claimed: Claimed | None = None
+    image: ImageGetter | None = None
 
     @property
     def fs_group(self) -> int | None:
         """The pod's fsGroup: the group that shall own and share its volumes."""
         return self.pod.spec.security_context.fs_group
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a plugin may use to take its volume away: the disk says the rest, not the API.
+
+    Attributes:
+        directory: the volume's directory (volumeMode Block: its link).
+        pods_root: the directory of all pods' directories.
+    """
+
+    directory: Path
+    pods_root: Path
+
+
+SetUp = Callable[[Context, "Volume"], Awaitable[PreparedVolume]]
+TearDown = Callable[[Removal], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A kind of volume.
+
+    Attributes:
+        field: which field of the API's Volume, or of a PersistentVolumeSpec, describes one.
+        directory: kubelet's name for the directory of such volumes, "kubernetes.io~<...>".
+        set_up: see the top of this module.
+        tear_down: likewise; None: unmounting and deleting the directory is all there is to do.
+        live: it follows API objects.
+    """
+
+    field: str
+    directory: str
+    set_up: SetUp
+    tear_down: TearDown | None = None
+    live: bool = False

@@ -1,14 +1,18 @@
-"""emptyDir volumes: a directory of the pod's own, on the node's disk or (medium Memory) in a tmpfs.
+"""emptyDir volumes: a directory of the pod's own, on the node's disk, in a tmpfs (medium Memory), or in huge
+pages (medium HugePages or HugePages-<size>).
 
 It outlives container restarts and goes with the pod. A tmpfs is as large as the smallest of its sizeLimit,
-the pod's memory limit and the node's allocatable memory (KEP-1967); a sizeLimit on disk is enforced by
-eviction, not here.
+the pod's memory limit and the node's allocatable memory (KEP-1967); huge pages are limited by the containers'
+cgroups; a sizeLimit on disk is enforced by eviction, not here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.api import quantity
@@ -30,26 +34,55 @@ async def set_up(context: Context, volume: Volume) -> PreparedVolume:
     source = volume.empty_dir
     if source is None:
         raise Unready("not an emptyDir")
-    if source.medium not in ("", "Memory"):
-        raise Unready(f"emptyDir medium {source.medium!r} is not supported by this node: use '' or Memory")
-    size = None
-    if source.medium == "Memory":
+    if source.medium == "":
+        await asyncio.to_thread(_make, context, None)
+    elif source.medium == "Memory":
         try:
             size = memory_size(source, context.pod, context.allocatable.get("memory"))
         except ValueError as exc:
             raise Unready(f"emptyDir sizeLimit: {exc}") from exc
-    await asyncio.to_thread(_make, context, memory=source.medium == "Memory", size=size)
+        await asyncio.to_thread(_make, context, partial(context.mounter.tmpfs, mode=MODE, size=size))
+    else:
+        page_size = huge_page_size(source.medium, context.pod)
+        await asyncio.to_thread(_make, context, partial(context.mounter.hugetlbfs, page_size=page_size))
     return PreparedVolume(name=volume.name, host_path=context.directory)
 
 
-def _make(context: Context, *, memory: bool, size: int | None) -> None:
+def _make(context: Context, mount: Callable[[Path], None] | None) -> None:
     new = make_directory(context.directory, mode=MODE)
-    if memory and not context.mounter.is_mounted(context.directory):
-        context.mounter.tmpfs(context.directory, mode=MODE, size=size)
+    if mount is not None and not context.mounter.is_mounted(context.directory):
+        mount(context.directory)
         new = True
     if new:
         os.chmod(context.directory, MODE)
         own(context.directory, group=context.fs_group)
+
+
+def huge_page_size(medium: str, pod: Pod) -> str:
+    """The page size of a huge page medium in the kernel's words ("2M"): it must be one that the pod asks for.
+
+    Raises:
+        Unready: another medium, or a size that no container asks for or that is not clear.
+    """
+    prefix, dash, chosen = medium.partition("-")
+    if prefix != "HugePages" or (dash and not chosen):
+        raise Unready(
+            f"emptyDir medium {medium!r} is not supported by this node: use '', Memory or HugePages-<size>"
+        )
+    sizes = {
+        name.removeprefix("hugepages-")
+        for container in (*pod.spec.containers, *pod.spec.init_containers)
+        for name in (*container.resources.requests, *container.resources.limits)
+        if name.startswith("hugepages-")
+    }
+    if chosen and chosen not in sizes:
+        raise Unready(f"emptyDir medium {medium!r}: no container requests hugepages-{chosen}")
+    if not chosen and len(sizes) != 1:
+        raise Unready(
+            f"emptyDir medium 'HugePages' needs containers that request one page size, they request "
+            f"{', '.join(sorted(sizes)) or 'none'}: name the size, as in HugePages-2Mi"
+        )
+    return (chosen or sizes.pop()).removesuffix("i")
 
 
 def memory_size(source: EmptyDirVolumeSource, pod: Pod, allocatable: str | None) -> int | None:

@@ -1,8 +1,8 @@
 """Puts a pod's volumes in place, says how containers mount them, and takes them away again.
 
-Nothing is remembered that the disk and the mount table do not say: after an agent restart `teardown` and
-`pods_on_disk` work from `<root>/pods` and mountinfo alone. All volumes of a pod are set up concurrently;
-nothing is fsynced, because the content is either rebuilt from the API or the pod's own.
+Nothing is remembered that the disk and the mount table do not say: after an agent restart `teardown` works
+from `<root>/pods` and mountinfo alone. All volumes of a pod are set up concurrently; nothing is fsynced,
+because the content is either rebuilt from the API or the pod's own.
 """
 
 from __future__ import annotations
@@ -10,55 +10,45 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.api.errors import ApiError
-from agent.expansion import expand
-from agent.volumes import claim, config_map, downward_api, empty_dir, host_path, projected, secret
+from agent.volumes import claim, plugins
 from agent.volumes.base import (
     AllocatableGetter,
+    BlockDevice,
+    Claimed,
     Claims,
     Context,
+    ImageGetter,
     Mount,
     PreparedVolume,
     Sources,
     Unready,
     VolumeError,
 )
-from agent.volumes.mounts import HostMounter, Mounter, unmount_below, users_of
-from agent.volumes.subpath import bind_subpath, check_subpath
+from agent.volumes.children import Children
+from agent.volumes.containers import block_devices, mount_of, subpath_of
+from agent.volumes.mounts import HostMounter, Mounter
+from agent.volumes.subpath import bind_subpath, bind_subpath_in_child
+from agent.volumes.teardown import remove_pod
 from agent.volumes.tokens import Tokens
+from agent.volumes.unmounting import Unmounter
 from host.clocks import Clock, SystemClock
 from host.errors import HostError
 
 if TYPE_CHECKING:
-    from agent.api.structs import Container, Pod, Volume, VolumeMount
+    from agent.api.structs import Container, Pod, Volume
 
 __all__ = ["Mount", "PreparedVolume", "VolumeError", "VolumeManager"]
 
 _log = logging.getLogger(__name__)
 _RENEWAL_CHECK = 30.0
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,127}")
-
-SetUp = Callable[[Context, "Volume"], Awaitable[PreparedVolume]]
-
-_PLUGINS: tuple[tuple[str, str, SetUp], ...] = (
-    ("empty_dir", "empty-dir", empty_dir.set_up),
-    ("host_path", "host-path", host_path.set_up),
-    ("config_map", "configmap", config_map.set_up),
-    ("secret", "secret", secret.set_up),
-    ("projected", "projected", projected.set_up),
-    ("downward_api", "downward-api", downward_api.set_up),
-    ("persistent_volume_claim", "persistent-claim", claim.set_up),
-    ("ephemeral", "persistent-claim", claim.set_up),
-)
-"""Field of the API's Volume, kubelet's name of the plugin, and what sets it up."""
-
-_LIVE = frozenset(("config_map", "secret", "projected", "downward_api"))
 
 
 class VolumeManager:
@@ -72,6 +62,8 @@ class VolumeManager:
         allocatable: the node's allocatable resources, for limits that a container leaves unset.
         host_root: prefix of hostPath sources; "/" except in tests.
         mounter: the mount table.
+        children: runs what touches other machines' file systems.
+        image: makes an image present, for image volumes.
 
     The constructor does nothing; `run()` renews tokens until it is cancelled.
     """
@@ -86,6 +78,8 @@ class VolumeManager:
         allocatable: AllocatableGetter = dict,
         host_root: Path = Path("/"),
         mounter: Mounter | None = None,
+        children: Children | None = None,
+        image: ImageGetter | None = None,
     ) -> None:
         self._pods_root = root / "pods"
         self._sources = sources
@@ -94,8 +88,12 @@ class VolumeManager:
         self._allocatable = allocatable
         self._host_root = host_root
         self._mounter = mounter or HostMounter()
+        self._children = children or Children()
+        self._image = image
+        self._unmounter = Unmounter(mounter=self._mounter, children=self._children, clock=self._clock)
         self._tokens = Tokens(sources, clock=self._clock)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._claims_locks: dict[str, asyncio.Lock] = {}
         self._pods: dict[str, Pod] = {}
 
     async def run(self) -> None:
@@ -143,7 +141,7 @@ class VolumeManager:
             if uid not in self._pods:
                 return False
             self._pods[uid] = pod
-            live = tuple(volume for volume in pod.spec.volumes if _kind(volume)[0] in _LIVE)
+            live = tuple(volume for volume in pod.spec.volumes if plugins.is_live(volume))
             prepared = await self._set_up_all(pod, live)
         return any(volume.changed for volume in prepared.values())
 
@@ -181,8 +179,18 @@ class VolumeManager:
                     f'failed to prepare subPath for volumeMount "{wanted.name}" of container '
                     f'"{container.name}": {exc}'
                 ) from exc
-            mounts.append(_mount_of(wanted, volume, source))
+            mounts.append(mount_of(wanted, volume, source, env or {}))
         return tuple(mounts)
+
+    def container_devices(
+        self, container: Container, prepared: Mapping[str, PreparedVolume]
+    ) -> tuple[BlockDevice, ...]:
+        """The raw block volumes of one container (volumeDevices).
+
+        Raises:
+            VolumeError: one names no volume of the pod, or a volume of mode Filesystem.
+        """
+        return block_devices(container, prepared)
 
     async def teardown(self, pod_uid: str) -> None:
         """Unmount and delete everything of a pod; a pod that has nothing is fine.
@@ -198,18 +206,12 @@ class VolumeManager:
             self._pods.pop(pod_uid, None)
             self._tokens.forget(pod_uid)
             try:
-                await asyncio.to_thread(self._remove, self._pod_directory(pod_uid))
+                await remove_pod(self._pod_directory(pod_uid), unmounter=self._unmounter)
             except OSError as exc:
                 raise VolumeError(
                     f"UnmountVolume.TearDown failed for pod {pod_uid}: {exc}", reason="FailedUnMount"
                 ) from exc
         self._locks.pop(pod_uid, None)
-
-    def pods_on_disk(self) -> set[str]:
-        """UIDs of all pods that have a directory under the root, for the orphan sweep at start."""
-        if not self._pods_root.is_dir():
-            return set()
-        return {entry.name for entry in self._pods_root.iterdir() if _UID.fullmatch(entry.name)}
 
     def _lock(self, pod_uid: str) -> asyncio.Lock:
         return self._locks.setdefault(pod_uid, asyncio.Lock())
@@ -225,92 +227,75 @@ class VolumeManager:
             *(self._set_up(pod, volume, directory) for volume in volumes), return_exceptions=True
         )
         prepared = {}
-        failures = []
+        failures: list[tuple[str, BaseException]] = []
         for volume, outcome in zip(volumes, outcomes, strict=True):
             if isinstance(outcome, PreparedVolume):
                 prepared[volume.name] = outcome
             elif isinstance(outcome, Unready | ApiError | OSError):
-                failures.append(f'MountVolume.SetUp failed for volume "{volume.name}" : {outcome}')
+                failures.append((volume.name, outcome))
             else:
                 raise outcome
         if failures:
-            raise VolumeError("; ".join(failures))
+            words = "; ".join(
+                f'MountVolume.SetUp failed for volume "{name}" : {failure}' for name, failure in failures
+            )
+            slow = all(isinstance(failure, Unready) and failure.slow for _, failure in failures)
+            raise VolumeError(words, slow=slow)
         return prepared
 
     async def _set_up(self, pod: Pod, volume: Volume, directory: Path) -> PreparedVolume:
         if _NAME.fullmatch(volume.name) is None or len(volume.name) > 63:
             raise Unready("the name of a volume must be a DNS label")
-        _, plugin, set_up = _kind(volume)
+        claimed = await claim.find(self._claims, pod, volume)
+        plugin = plugins.plugin_of(volume, claimed)
         context = Context(
             pod=pod,
-            directory=directory / "volumes" / f"kubernetes.io~{plugin}" / volume.name,
+            directory=_place(directory, plugin.directory, volume, claimed),
             sources=self._sources,
             tokens=self._tokens,
             mounter=self._mounter,
+            children=self._children,
             clock=self._clock,
             allocatable=self._allocatable(),
             host_root=self._host_root,
             claims=self._claims,
+            claimed=claimed,
+            image=self._image,
         )
-        return await set_up(context, volume)
+        if claimed is None:
+            return await plugin.set_up(context, volume)
+        # Two volumes of a pod may be one claim, and of two pods only one may have a ReadWriteOncePod volume.
+        async with self._claims_locks.setdefault(claimed.name, asyncio.Lock()):
+            await claim.check_access(claimed, pod, pods_root=self._pods_root)
+            return await plugin.set_up(context, volume)
 
     async def _source(
         self, pod: Pod, container: Container, index: int, volume: PreparedVolume, env: Mapping[str, str]
     ) -> Path:
         """What a mount binds: the volume, or the place its subPath was bound to."""
-        wanted = container.volume_mounts[index]
-        path = wanted.sub_path
-        if wanted.sub_path_expr:
-            unknown: list[str] = []
-            path = expand(wanted.sub_path_expr, env, unknown=unknown.append)
-            if unknown:
-                raise Unready(f"subPathExpr {wanted.sub_path_expr!r}: no variable named {unknown[0]!r}")
-        parts = check_subpath(path)
-        if not parts:
+        parts = subpath_of(container.volume_mounts[index], env)
+        if not parts or volume.image:
             return volume.host_path
         directory = self._pod_directory(pod.metadata.uid)
         target = directory / "volume-subpaths" / volume.name / container.name / str(index)
-
-        def bind() -> None:
-            create = not volume.read_only
-            bind_subpath(volume.host_path, parts, target, mounter=self._mounter, create=create)
-
-        await asyncio.to_thread(bind)
+        create = not volume.read_only
+        if volume.remote:
+            await bind_subpath_in_child(
+                volume.host_path, parts, target, children=self._children, create=create
+            )
+        else:
+            await asyncio.to_thread(
+                bind_subpath, volume.host_path, parts, target, mounter=self._mounter, create=create
+            )
         return target
 
-    def _remove(self, directory: Path) -> None:
-        """Unmount all below a pod's directory, and only if nothing is mounted there any more delete it."""
-        try:
-            unmount_below(self._mounter, directory)
-        except HostError as exc:
-            users = ", ".join(str(pid) for pid in users_of(directory)) or "nobody that can be seen"
-            raise OSError(exc.errno, f"{exc} (in use by: {users})") from exc
-        left = self._mounter.below(directory)
-        if left:
-            raise OSError(f"{left[0]} is still mounted")
-        if directory.exists():
-            shutil.rmtree(directory)
 
-
-def _kind(volume: Volume) -> tuple[str, str, SetUp]:
-    for plugin in _PLUGINS:
-        if getattr(volume, plugin[0]) is not None:
-            return plugin
-    return ("", "unsupported", _refuse)
-
-
-async def _refuse(context: Context, volume: Volume) -> PreparedVolume:
-    raise Unready("its kind is not supported by this node")
-
-
-def _mount_of(wanted: VolumeMount, volume: PreparedVolume, source: Path) -> Mount:
-    read_only = wanted.read_only or volume.read_only
-    path = wanted.mount_path if wanted.mount_path.startswith("/") else f"/{wanted.mount_path}"
-    return Mount(
-        volume=wanted.name,
-        host_path=str(source),
-        container_path=path,
-        read_only=read_only,
-        propagation=wanted.mount_propagation or "None",
-        recursive_read_only=read_only and wanted.recursive_read_only in ("Enabled", "IfPossible"),
-    )
+def _place(directory: Path, kind: str, volume: Volume, claimed: Claimed | None) -> Path:
+    """Where a volume is below its pod's directory."""
+    name = volume.name
+    if claimed is not None:
+        name = claimed.name
+        if _OBJECT_NAME.fullmatch(name) is None or len(name) > 253:
+            raise Unready(f"the name of persistentvolume {name[:64]!r} is not usable as a directory name")
+    top = "volumeDevices" if claimed is not None and claimed.block else "volumes"
+    return directory / top / f"kubernetes.io~{kind}" / name

@@ -1,6 +1,7 @@
-"""Mounts for volumes: tmpfs, binds of an open file, unmounting, and what the kernel says is mounted.
+"""Mounts for volumes: making them, and what the kernel says is mounted.
 
-The mount table is the only memory: after an agent restart `below` finds everything again.
+The mount table is the only memory: after an agent restart `table` finds everything again, and asks no file
+system for it: a stat(2) on a mount whose server is dead never answers.
 Kernel reference: proc_pid_mountinfo(5), tmpfs(5), mount(2).
 """
 
@@ -9,14 +10,36 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from host import syscalls
-from host.errors import HostError, NotFound
+from host.errors import HostError
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
+_REMOTE = frozenset(("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "glusterfs", "lustre", "virtiofs"))
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """One line of the mount table.
+
+    Attributes:
+        point: where.
+        kind: type of the file system, e.g. "tmpfs", "nfs4", "fuse.sshfs".
+        source: what is mounted, as the file system calls it, e.g. "10.0.0.5:/export".
+    """
+
+    point: Path
+    kind: str = ""
+    source: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether another program or machine answers for it, which may never do so."""
+        return self.kind in _REMOTE or self.kind.partition(".")[0] in ("fuse", "fuseblk")
 
 
 class Mounter(Protocol):
@@ -25,6 +48,9 @@ class Mounter(Protocol):
     def tmpfs(self, path: Path, *, mode: int, size: int | None = None) -> None:
         """Mount a tmpfs on an existing directory (mode: permission bits of its root, size: bytes)."""
 
+    def hugetlbfs(self, path: Path, *, page_size: str) -> None:
+        """Mount memory in huge pages on an existing directory (page_size: as the kernel reads it, "2M")."""
+
     def bind(self, fd: int, target: Path) -> None:
         """Mount the file or directory that is open as `fd` on an existing file or directory."""
 
@@ -32,10 +58,10 @@ class Mounter(Protocol):
         """Unmount the topmost mount at a path. Raises HostError (Busy, NotFound when nothing is mounted)."""
 
     def is_mounted(self, path: Path) -> bool:
-        """Whether this very path is a mount point."""
+        """Whether this very path is a mount point. For file systems of this machine: it asks them."""
 
-    def below(self, path: Path) -> list[Path]:
-        """Every mount point at or below a path, the last mounted first."""
+    def table(self, path: Path) -> Sequence[Mounted]:
+        """Every mount at or below a path, the last mounted first."""
 
 
 class HostMounter:
@@ -59,6 +85,10 @@ class HostMounter:
                 raise
             syscalls.mount("tmpfs", str(path), "tmpfs", flags, options)
 
+    def hugetlbfs(self, path: Path, *, page_size: str) -> None:
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount("nodev", str(path), "hugetlbfs", flags, f"pagesize={page_size},mode=0777")
+
     def bind(self, fd: int, target: Path) -> None:
         syscalls.mount(f"/proc/self/fd/{fd}", str(target), "", syscalls.MS_BIND)
 
@@ -66,63 +96,28 @@ class HostMounter:
         syscalls.umount(str(path), syscalls.MNT_DETACH if lazy else 0)
 
     def is_mounted(self, path: Path) -> bool:
-        return os.path.ismount(path)
+        return os.path.ismount(path)  # two lstat(2), against a table of thousands of lines
 
-    def below(self, path: Path) -> list[Path]:
-        return mount_points(self._mountinfo.read_text(), path)
+    def table(self, path: Path) -> list[Mounted]:
+        return mounts_below(self._mountinfo.read_text(errors="surrogateescape"), path)
 
 
-def mount_points(mountinfo: str, path: Path) -> list[Path]:
-    """The mount points at or below `path` in the text of a mountinfo file, the last mounted first."""
+def mounts_below(mountinfo: str, path: Path) -> list[Mounted]:
+    """The mounts at or below `path` in the text of a mountinfo file, the last mounted first."""
     found = []
-    for line in mountinfo.splitlines():
-        fields = line.split(" ", 5)
-        if len(fields) < 6:
+    prefix = f"{path}/"
+    for line in mountinfo.split("\n"):
+        front, _, back = line.partition(" - ")
+        fields, behind = front.split(" "), back.split(" ")
+        if len(fields) < 6 or len(behind) < 2:
             continue
-        point = Path(_ESCAPED.sub(lambda match: chr(int(match[1], 8)), fields[4]))
-        if point == path or path in point.parents:
-            found.append(point)
+        point = _plain(fields[4])
+        if f"{point}/".startswith(prefix):
+            found.append(Mounted(Path(point), behind[0], _plain(behind[1])))
     found.reverse()
     return found
 
 
-def unmount_below(mounter: Mounter, path: Path) -> None:
-    """Unmount everything at or below a path.
-
-    Raises:
-        HostError: a mount is in use; the others are gone.
-    """
-    refused: HostError | None = None
-    for point in mounter.below(path):
-        try:
-            mounter.unmount(point)
-        except NotFound:
-            continue
-        except HostError as exc:
-            if exc.errno != errno.EINVAL:  # not a mount point any more
-                refused = exc
-    if refused is not None:
-        raise refused
-
-
-def users_of(path: Path, *, proc: Path = Path("/proc")) -> list[int]:
-    """PIDs with their root, working directory or an open file below a path: who keeps a mount busy."""
-    prefix = f"{path}/"
-    pids = []
-    for entry in proc.iterdir():
-        if entry.name.isdecimal() and any(
-            f"{target}/".startswith(prefix) for target in _links_of_process(entry)
-        ):
-            pids.append(int(entry.name))
-    return sorted(pids)
-
-
-def _links_of_process(entry: Path) -> list[str]:
-    links = [entry / "cwd", entry / "root"]
-    targets = []
-    with suppress(OSError):
-        links.extend((entry / "fd").iterdir())
-    for link in links:
-        with suppress(OSError):
-            targets.append(os.readlink(link))
-    return targets
+def _plain(field: str) -> str:
+    """A field of mountinfo: space, tab, newline and backslash are written in octal there."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)

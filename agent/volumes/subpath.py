@@ -11,19 +11,25 @@ mounts:
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import agent
 from agent.volumes.base import Unready
-from agent.volumes.mounts import Mounter
+from agent.volumes.children import Children
+from agent.volumes.mounts import HostMounter, Mounter
 from host import syscalls
-from host.errors import HostError
+from host.errors import HostError, TimedOut
+from host.processes import ProcessFailed
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_CODE = str(Path(agent.__file__).resolve().parent.parent)
 
 
 def check_subpath(path: str) -> tuple[str, ...]:
@@ -56,7 +62,7 @@ def bind_subpath(volume: Path, parts: Sequence[str], target: Path, *, mounter: M
     try:
         wanted = os.fstat(fd)
         target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if mounter.is_mounted(target) or _is_bound(target, mounter):
+        if _is_bound(target, mounter):
             present = os.lstat(target)
             if (present.st_dev, present.st_ino) == (wanted.st_dev, wanted.st_ino):
                 return
@@ -74,9 +80,39 @@ def bind_subpath(volume: Path, parts: Sequence[str], target: Path, *, mounter: M
         os.close(fd)
 
 
+async def bind_subpath_in_child(
+    volume: Path, parts: Sequence[str], target: Path, *, children: Children, create: bool
+) -> None:
+    """`bind_subpath` for a volume that another machine answers for: a child resolves and binds.
+
+    Raises:
+        Unready: as `bind_subpath`, or there was no answer in time.
+    """
+    wanted = json.dumps([str(volume), [*parts], str(target), create])
+    # -P: not the working directory's modules; -s: nor a user's.
+    argv = [sys.executable, "-sP", "-m", __name__, wanted]
+    try:
+        await children.run(f"subPath {target}", argv, env={"PYTHONPATH": _CODE})
+    except ProcessFailed as exc:
+        raise Unready(exc.stderr or str(exc)) from exc
+    except TimedOut as exc:
+        raise Unready(f"subPath {'/'.join(parts)!r}: the volume's server does not answer: {exc}") from exc
+
+
+def _child() -> int:
+    """The child of `bind_subpath_in_child`: arguments as JSON, errors on standard error."""
+    volume, parts, target, create = json.loads(sys.argv[1])
+    try:
+        bind_subpath(Path(volume), parts, Path(target), mounter=HostMounter(), create=create)
+    except (Unready, OSError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
 def _is_bound(target: Path, mounter: Mounter) -> bool:
     """ismount(3) does not see a bind within one file system; the mount table does."""
-    return target.exists() and target in mounter.below(target)
+    return any(mounted.point == target for mounted in mounter.table(target))
 
 
 def _resolve(volume: Path, parts: Sequence[str], *, create: bool) -> int:
@@ -125,3 +161,7 @@ def _make_folders(root: int, parts: Sequence[str]) -> None:
             here = inner
     finally:
         os.close(here)
+
+
+if __name__ == "__main__":
+    raise SystemExit(_child())

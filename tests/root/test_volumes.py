@@ -43,8 +43,8 @@ class Api:
 def root(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     mounter = HostMounter()
-    for point in mounter.below(tmp_path):
-        mounter.unmount(point, lazy=True)
+    for mounted in mounter.table(tmp_path):
+        mounter.unmount(mounted.point, lazy=True)
 
 
 def pod(*, group: int | None = None) -> Pod:
@@ -89,7 +89,7 @@ async def test_life_of_a_pods_volumes(root: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (memory / "big").write_bytes(b"x" * (2 << 20))
     await manager.prepare(pod(group=1234))
-    assert len(HostMounter().below(root)) == 2
+    assert len(HostMounter().table(root)) == 2
 
     mounts = (
         VolumeMount(name="disk", mount_path="/d", sub_path="a/b"),
@@ -100,13 +100,12 @@ async def test_life_of_a_pods_volumes(root: Path) -> None:
     assert same(bound[0].host_path, prepared["disk"].host_path / "a/b")
     again = await manager.container_mounts(pod(), Container(name="c", volume_mounts=mounts), prepared)
     assert again == bound
-    assert len(HostMounter().below(root)) == 4
+    assert len(HostMounter().table(root)) == 4
 
     restarted = VolumeManager(root=root, sources=Api())
-    assert restarted.pods_on_disk() == {"u1"}
     await restarted.teardown("u1")
-    assert HostMounter().below(root) == []
-    assert restarted.pods_on_disk() == set()
+    assert HostMounter().table(root) == []
+    assert not (root / "pods/u1").exists()
 
 
 async def test_a_busy_mount_is_named_with_its_users(root: Path) -> None:
@@ -119,7 +118,7 @@ async def test_a_busy_mount_is_named_with_its_users(root: Path) -> None:
         assert str(os.getpid()) in caught.value.message
         assert memory.exists()
     await manager.teardown("u1")
-    assert HostMounter().below(root) == []
+    assert HostMounter().table(root) == []
 
 
 def test_a_racing_link_never_leads_out(root: Path) -> None:

@@ -23,7 +23,8 @@ from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
 from agent.resources.pod_cgroups import PodCgroups
-from agent.volumes.base import Mount, PreparedVolume, VolumeError
+from agent.volumes.base import BlockDevice, Mount, PreparedVolume, VolumeError
+from agent.volumes.containers import block_devices
 from host.cgroups import Resources
 from host.clocks import FakeClock, settle
 
@@ -65,6 +66,11 @@ class FakeVolumes:
             Mount(volume=m.name, host_path=str(prepared[m.name].host_path), container_path=m.mount_path)
             for m in container.volume_mounts
         )
+
+    def container_devices(
+        self, container: Any, prepared: Mapping[str, PreparedVolume]
+    ) -> tuple[BlockDevice, ...]:
+        return block_devices(container, prepared)
 
     async def teardown(self, pod_uid: str) -> None:
         self.prepared.discard(pod_uid)

@@ -54,7 +54,7 @@ def test_pod_as_the_api_server_writes_it():
                     "someFutureField": {"x": 1},
                 }
             ],
-            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "f", "flexVolume": {}}],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "f", "azureDisk": {}}],
         },
         "status": {"conditions": [{"type": "Ready", "status": "True", "lastProbeTime": None}]},
     }

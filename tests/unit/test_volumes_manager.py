@@ -3,10 +3,8 @@
 import asyncio
 import base64
 import itertools
-import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from volume_kit import Node, fails, pod, texts
@@ -20,19 +18,9 @@ from agent.api.structs import (
     DownwardAPIVolumeFile,
     DownwardAPIVolumeSource,
     EmptyDirVolumeSource,
-    EphemeralVolumeSource,
     HostPathVolumeSource,
     KeyToPath,
-    LocalVolumeSource,
     ObjectFieldSelector,
-    ObjectMeta,
-    OwnerReference,
-    PersistentVolume,
-    PersistentVolumeClaim,
-    PersistentVolumeClaimSpec,
-    PersistentVolumeClaimStatus,
-    PersistentVolumeClaimVolumeSource,
-    PersistentVolumeSpec,
     Pod,
     ProjectedVolumeSource,
     Secret,
@@ -42,7 +30,6 @@ from agent.api.structs import (
     VolumeMount,
     VolumeProjection,
 )
-from agent.volumes.claim import give
 from agent.volumes.manager import Mount, VolumeError
 
 
@@ -59,7 +46,7 @@ async def test_config_map_volume(node: Node) -> None:
     prepared = await node.manager.prepare(pod(Volume(name="v", config_map=ConfigMapVolumeSource(name="cm"))))
     assert texts(prepared["v"].host_path) == {"a": "1", "b": "2", "c": "\x00"}
     assert prepared["v"].read_only and prepared["v"].live
-    assert node.mounter.table == []
+    assert node.mounter.mounts == []
 
 
 async def test_items_choose_keys_paths_and_modes(node: Node) -> None:
@@ -234,7 +221,7 @@ async def test_container_mounts(node: Node) -> None:
     )
     assert (e / "logs/p").is_dir()
     assert stat.S_IMODE((e / "logs/p").stat().st_mode) == 0o777
-    sources = dict(node.mounter.table)
+    sources = dict(node.mounter.mounts)
     assert sources[subpaths / "e/c/3"] == str(e / "logs/p")
     assert sources[subpaths / "v/c/2"] == str((v / "a").resolve())
 
@@ -261,7 +248,7 @@ async def test_mounts_that_are_refused(node: Node, mount: VolumeMount, words: st
     (volume / "dangling").symlink_to("/nowhere/at/all")
     with pytest.raises(VolumeError, match=words):
         await node.manager.container_mounts(made, mounts_of(mount), prepared)
-    assert node.mounter.table == []
+    assert node.mounter.mounts == []
 
 
 async def test_teardown_unmounts_first_and_leaves_what_was_lent(node: Node) -> None:
@@ -275,10 +262,9 @@ async def test_teardown_unmounts_first_and_leaves_what_was_lent(node: Node) -> N
     prepared = await node.manager.prepare(made)
     mount = VolumeMount(name="h", mount_path="/x", sub_path="keep")
     await node.manager.container_mounts(made, mounts_of(mount), prepared)
-    assert node.manager.pods_on_disk() == {"u1"}
     await node.manager.teardown("u1")
-    assert node.mounter.table == []
-    assert node.manager.pods_on_disk() == set()
+    assert node.mounter.mounts == []
+    assert not (node.root / "kubelet/pods/u1").exists()
     assert (lent / "keep").exists()
     await node.manager.teardown("u1")
 
@@ -311,73 +297,3 @@ async def test_an_api_error_is_a_failed_mount(node: Node) -> None:
     node.api.get_secret = refuse
     message = await fails(node, pod(Volume(name="v", secret=SecretVolumeSource(secret_name="s"))))
     assert message == 'MountVolume.SetUp failed for volume "v" : secrets is forbidden'
-
-
-def claim_of(phase: str = "Bound", **facts: Any) -> PersistentVolumeClaim:
-    return PersistentVolumeClaim(
-        metadata=ObjectMeta(name="data", namespace="ns", **facts),
-        spec=PersistentVolumeClaimSpec(volume_name="pv1"),
-        status=PersistentVolumeClaimStatus(phase=phase),
-    )
-
-
-DATA = Volume(name="v", persistent_volume_claim=PersistentVolumeClaimVolumeSource(claim_name="data"))
-
-
-async def test_claims_on_paths_of_this_node(node: Node) -> None:
-    node.claims.claims["ns/data"] = claim_of()
-    (node.root / "host/disk").mkdir()
-    (node.root / "host/disk/file").touch(mode=0o600)
-    for spec in (
-        PersistentVolumeSpec(host_path=HostPathVolumeSource(path="/disk")),
-        PersistentVolumeSpec(local=LocalVolumeSource(path="/disk")),
-    ):
-        node.claims.volumes["pv1"] = PersistentVolume(spec=spec)
-        prepared = await node.manager.prepare(pod(DATA))
-        assert prepared["v"].host_path == node.root / "host/disk"
-        assert not prepared["v"].read_only
-    await node.manager.teardown("u1")
-    assert (node.root / "host/disk/file").exists()
-
-
-async def test_claims_that_cannot_be_used(node: Node) -> None:
-    assert 'persistentvolumeclaim "data" not found' in await fails(node, pod(DATA))
-    node.claims.claims["ns/data"] = claim_of("Pending")
-    assert 'PVC "ns/data" is not bound' in await fails(node, pod(DATA))
-    node.claims.claims["ns/data"] = claim_of()
-    assert 'persistentvolume "pv1" not found' in await fails(node, pod(DATA))
-    node.claims.volumes["pv1"] = PersistentVolume(spec=PersistentVolumeSpec(volume_mode="Block"))
-    assert "volumeMode Block is not supported" in await fails(node, pod(DATA))
-    node.claims.volumes["pv1"] = PersistentVolume(spec=PersistentVolumeSpec())
-    assert "of a kind this node does not support" in await fails(node, pod(DATA))
-    local = PersistentVolumeSpec(local=LocalVolumeSource(path="/none"))
-    node.claims.volumes["pv1"] = PersistentVolume(spec=local)
-    assert "/none is not a directory: no such file" in await fails(node, pod(DATA))
-
-
-async def test_ephemeral_claims_must_be_the_pods_own(node: Node) -> None:
-    made = pod(Volume(name="data", ephemeral=EphemeralVolumeSource()))
-    node.claims.volumes["pv1"] = PersistentVolume(
-        spec=PersistentVolumeSpec(host_path=HostPathVolumeSource(path="/eph"))
-    )
-    node.claims.claims["ns/p-data"] = claim_of()
-    assert "was not created for this pod" in await fails(node, made)
-    owner = OwnerReference(uid="u1", controller=True)
-    node.claims.claims["ns/p-data"] = claim_of(owner_references=(owner,))
-    assert (await node.manager.prepare(made))["data"].host_path == node.root / "host/eph"
-
-
-def test_fs_group_reaches_all_files_and_no_link_target(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.touch(mode=0o600)
-    volume = tmp_path / "volume"
-    (volume / "sub").mkdir(parents=True)
-    (volume / "sub/file").touch(mode=0o600)
-    (volume / "link").symlink_to(outside)
-    give(volume, os.getgid(), only_on_mismatch=True)
-    assert stat.S_IMODE((volume / "sub/file").stat().st_mode) == 0o660
-    assert stat.S_IMODE((volume / "sub").stat().st_mode) & 0o2770 == 0o2770
-    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
-    (volume / "later").touch(mode=0o600)
-    give(volume, os.getgid(), only_on_mismatch=True)
-    assert stat.S_IMODE((volume / "later").stat().st_mode) == 0o600

@@ -12,15 +12,18 @@ from agent.api.structs import (
     Container,
     EmptyDirVolumeSource,
     HostPathVolumeSource,
+    ImageVolumeSource,
     Pod,
     ResourceFieldSelector,
     ResourceRequirements,
     Volume,
+    VolumeMount,
 )
 from agent.volumes.base import Unready
 from agent.volumes.downward_api import field_text, resource_text
 from agent.volumes.empty_dir import memory_size
-from agent.volumes.mounts import mount_points
+from agent.volumes.manager import VolumeError
+from agent.volumes.mounts import mounts_below
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ async def test_empty_dir_in_memory_is_mounted_once(node: Node) -> None:
     made = pod(Volume(name="mem", empty_dir=EmptyDirVolumeSource(medium="Memory", size_limit="64Mi")))
     await node.manager.prepare(made)
     await node.manager.prepare(made)
-    assert node.mounter.table == [(node.directory("empty-dir", "mem"), f"tmpfs size={64 << 20}")]
+    assert node.mounter.mounts == [(node.directory("empty-dir", "mem"), f"tmpfs size={64 << 20}")]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +74,55 @@ def test_memory_sizes(
 
 
 async def test_an_unknown_medium_is_refused_by_name(node: Node) -> None:
-    made = pod(Volume(name="huge", empty_dir=EmptyDirVolumeSource(medium="HugePages")))
-    assert "emptyDir medium 'HugePages' is not supported" in await fails(node, made)
+    made = pod(Volume(name="x", empty_dir=EmptyDirVolumeSource(medium="Disk")))
+    assert "emptyDir medium 'Disk' is not supported" in await fails(node, made)
+
+
+@pytest.mark.parametrize(
+    ("medium", "asked", "answer"),
+    [
+        ("HugePages", ("2Mi",), "hugetlbfs pagesize=2M"),
+        ("HugePages-1Gi", ("2Mi", "1Gi"), "hugetlbfs pagesize=1G"),
+        ("HugePages", (), "they request none"),
+        ("HugePages", ("2Mi", "1Gi"), "they request 1Gi, 2Mi"),
+        ("HugePages-1Gi", ("2Mi",), "no container requests hugepages-1Gi"),
+        ("HugePages-", ("2Mi",), "is not supported"),
+    ],
+)
+async def test_huge_pages_are_of_a_size_the_pod_asks_for(
+    node: Node, medium: str, asked: tuple[str, ...], answer: str
+) -> None:
+    limits = ResourceRequirements(limits={f"hugepages-{size}": size for size in asked})
+    volume = Volume(name="huge", empty_dir=EmptyDirVolumeSource(medium=medium))
+    made = pod(volume, containers=(Container(name="c", resources=limits),))
+    if "pagesize" not in answer:
+        assert answer in await fails(node, made)
+        return
+    await node.manager.prepare(made)
+    assert node.mounter.mounts == [(node.directory("empty-dir", "huge"), answer)]
+
+
+async def test_image_volumes_are_pulled_and_left_to_the_runtime(node: Node) -> None:
+    node.images["web:1"] = "sha256:1"
+    source = ImageVolumeSource(reference="web:1", pull_policy="Never")
+    made = pod(Volume(name="i", image=source))
+    prepared = await node.manager.prepare(made)
+    mount = VolumeMount(name="i", mount_path="/i", sub_path="a/b")
+    wants = Container(name="c", volume_mounts=(mount,))
+    (found,) = await node.manager.container_mounts(made, wants, prepared)
+    assert (found.image, found.image_sub_path, found.host_path) == ("sha256:1", "a/b", "")
+    assert found.read_only
+    assert node.pulls == [("web:1", "Never")]
+    with pytest.raises(VolumeError, match="no such image") as caught:
+        await node.manager.prepare(pod(Volume(name="i", image=ImageVolumeSource(reference="gone"))))
+    assert caught.value.slow
+
+
+@pytest.mark.parametrize("kind", ["git_repo", "iscsi", "fc", "flex_volume"])
+async def test_kinds_that_are_not_ours_are_refused_by_name(node: Node, kind: str) -> None:
+    """gitRepo ran a repository's hooks as the node's root: CVE-2024-10220, CVE-2025-1767."""
+    message = await fails(node, pod(Volume(name="v", **{kind: {"repository": "https://x/y"}})))
+    assert kind.partition("_")[0] in message
 
 
 def host_path(path: str, kind: str) -> Pod:
@@ -180,4 +230,4 @@ def test_mount_points_from_mountinfo() -> None:
         "38 36 0:6 / /pq rw - tmpfs tmpfs rw\n"
         "garbage\n"
     )
-    assert mount_points(text, Path("/p")) == [Path("/p/a b"), Path("/p")]
+    assert [mounted.point for mounted in mounts_below(text, Path("/p"))] == [Path("/p/a b"), Path("/p")]

@@ -20,7 +20,9 @@ from agent.api.structs import (
     Volume,
 )
 from agent.api.times import format_time
+from agent.volumes.base import Unready
 from agent.volumes.manager import VolumeError, VolumeManager
+from agent.volumes.mounts import Mounted
 from host.clocks import FakeClock
 from host.errors import Busy
 
@@ -29,27 +31,35 @@ class FakeMounter:
     """A mount table in memory: remembers, refuses what is not mounted, and can be told to be busy."""
 
     def __init__(self) -> None:
-        self.table: list[tuple[Path, str]] = []
+        self.mounts: list[tuple[Path, str]] = []
         self.busy: set[Path] = set()
 
     def tmpfs(self, path: Path, *, mode: int, size: int | None = None) -> None:
         assert path.is_dir()
-        self.table.append((path, f"tmpfs size={size}"))
+        self.mounts.append((path, f"tmpfs size={size}"))
+
+    def hugetlbfs(self, path: Path, *, page_size: str) -> None:
+        assert path.is_dir()
+        self.mounts.append((path, f"hugetlbfs pagesize={page_size}"))
 
     def bind(self, fd: int, target: Path) -> None:
         assert target.exists()
-        self.table.append((target, os.readlink(f"/proc/self/fd/{fd}")))
+        self.mounts.append((target, os.readlink(f"/proc/self/fd/{fd}")))
 
     def unmount(self, path: Path, *, lazy: bool = False) -> None:
         if path in self.busy:
             raise Busy(16, f"umount {path}")
-        self.table = [entry for entry in self.table if entry[0] != path]
+        self.mounts = [entry for entry in self.mounts if entry[0] != path]
 
     def is_mounted(self, path: Path) -> bool:
-        return any(entry[0] == path for entry in self.table)
+        return any(entry[0] == path for entry in self.mounts)
 
-    def below(self, path: Path) -> list[Path]:
-        return [entry[0] for entry in reversed(self.table) if path in (entry[0], *entry[0].parents)]
+    def table(self, path: Path) -> list[Mounted]:
+        return [
+            Mounted(point, what.split()[0] if what.startswith(("tmpfs", "hugetlbfs", "nfs")) else "ext4")
+            for point, what in reversed(self.mounts)
+            if path in (point, *point.parents)
+        ]
 
 
 class FakeApi:
@@ -97,11 +107,13 @@ class FakeClaims:
 
 
 class Node:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, claims: FakeClaims | None = None) -> None:
         self.root = root
+        self.images: dict[str, str] = {}
+        self.pulls: list[tuple[str, str]] = []
         self.clock = FakeClock()
         self.api = FakeApi(self.clock)
-        self.claims = FakeClaims()
+        self.claims = claims or FakeClaims()
         self.mounter = FakeMounter()
         self.manager = VolumeManager(
             root=root / "kubelet",
@@ -111,7 +123,14 @@ class Node:
             allocatable=lambda: {"memory": "1Gi", "cpu": "2"},
             host_root=root / "host",
             mounter=self.mounter,
+            image=self.image,
         )
+
+    async def image(self, pod: Pod, reference: str, policy: str) -> str:
+        self.pulls.append((reference, policy))
+        if reference not in self.images:
+            raise Unready("ErrImagePull: no such image", slow=True)
+        return self.images[reference]
 
     def directory(self, plugin: str, name: str) -> Path:
         return self.root / "kubelet/pods/u1/volumes" / f"kubernetes.io~{plugin}" / name
