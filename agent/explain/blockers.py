@@ -18,7 +18,7 @@ from agent.pods.facts import ContainerFact, State
 from agent.pods.last_words import OOM_KILLED, ending
 from agent.pods.restart import restart_at
 from agent.probes.manager import ProbeStory
-from agent.probes.state import Kind
+from agent.probes.state import Kind, Outcome
 
 TERMINAL = ("Succeeded", "Failed")
 
@@ -159,14 +159,17 @@ def _probing(seen: Situation, what: str, fact: ContainerFact) -> Iterator[Blocke
 
 
 def probe_words(kind: Kind, story: ProbeStory) -> str:
-    """`Readiness probe failed 4 times in a row (3 are enough): HTTP probe failed with statuscode: 503`."""
+    """`Readiness probe failed 4 times in a row: HTTP probe failed with statuscode: 503`."""
+    state = story.state
     if not story.measured:
         return f"{kind} probe has not been asked yet"
-    if not story.text:
-        needed = story.thresholds.success
-        return f"{kind} probe succeeded {story.state.run} of {needed} times"
-    run = story.state.run
-    return f"{kind} probe failed {run} times in a row ({story.thresholds.failure} are enough): {story.text}"
+    if state.last is Outcome.SUCCESS and not story.text:
+        return f"{kind} probe succeeded {state.run} of {story.thresholds.success} times"
+    if state.last is Outcome.FAILURE:
+        enough = story.thresholds.failure
+        run = f"{state.run} of {enough} times" if state.run < enough else f"{state.run} times in a row"
+        return f"{kind} probe failed {run}{f': {story.text}' if story.text else ''}"
+    return f"{kind} probe could not be asked: {story.text}"
 
 
 def _gates(seen: Situation) -> Iterator[Blocker]:

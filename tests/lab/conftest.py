@@ -71,6 +71,20 @@ class LabCluster:
                 self.lab.start(node, program)
             until(f"{node} at work again", lambda: self._healthy(node))
 
+    @contextmanager
+    def without_api(self):
+        """kill -9 the API server; at the end it is back and answers."""
+        self.lab.kill(CONTROL, "kube-apiserver")
+        try:
+            yield
+        finally:
+            self.lab.start(CONTROL, "kube-apiserver")
+            until("the API server", lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok")
+
+    def program(self, name: str) -> str:
+        """Path of one of this project's programs, on any node."""
+        return str(nodes.program(name))
+
     def _healthy(self, node: str) -> bool:
         self.lab.check_running(nodes.find(self.lab.layout, node))
         probe = ["busybox", "wget", "-q", "-O-", "http://127.0.0.1:10248/healthz"]

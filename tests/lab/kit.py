@@ -39,6 +39,12 @@ class Cluster(Protocol):
     def killed(self, node: str, *programs: str) -> AbstractContextManager[None]:
         """kill -9 these programs ("nodelet", "nodelet-cri"); at the end they run again and are ready."""
 
+    def without_api(self) -> AbstractContextManager[None]:
+        """kill -9 the API server; at the end it is back and answers."""
+
+    def program(self, name: str) -> str:
+        """Path of one of this project's programs, on any node."""
+
 
 def until(what: str, fact: Callable[[], T | None], *, timeout: float = WAIT_SECONDS) -> T:
     """Ask until `fact` gives something true; fail naming what never came and what was there last."""

@@ -1,8 +1,11 @@
 """Rows C01, C02, C03, readiness and startup probes: what is asked, and what follows."""
 
+import sys
+
 from kit import container, container_status, http_server, is_ready, pod, service, until
 
 QUICK = {"periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 0}
+IMPATIENT = {"terminationGracePeriodSeconds": 1}
 
 
 def restarted(p):
@@ -18,7 +21,11 @@ def assert_unhealthy_and_killed(ns, name, words):
 def test_c01_exec_probe(ns):
     probe = {"exec": {"command": ["cat", "/tmp/healthy"]}, **QUICK}
     ns.apply(
-        pod("p", container("touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", livenessProbe=probe))
+        pod(
+            "p",
+            container("touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", livenessProbe=probe),
+            **IMPATIENT,
+        )
     )
     ns.wait_pod("p", "a restart after the file has gone", restarted)
     assert_unhealthy_and_killed(ns, "p", "Liveness probe failed")
@@ -40,7 +47,8 @@ def test_c02_http_probe(ns):
         **QUICK,
         "initialDelaySeconds": 1,
     }
-    ns.apply(pod("p", container(script, livenessProbe=probe, ports=[{"name": "web", "containerPort": 8080}])))
+    ports = [{"name": "web", "containerPort": 8080}]
+    ns.apply(pod("p", container(script, livenessProbe=probe, ports=ports), **IMPATIENT))
     ns.wait_running("p")
     until("the probe's requests", lambda: "X:" in ns.sh("p", "cat /seen", check=False))
     assert container_status(ns.pod("p"))["restartCount"] == 0
@@ -96,3 +104,57 @@ def test_a_startup_probe_holds_the_others_back(ns):
     found = ns.wait_running("p")
     assert container_status(found)["restartCount"] == 0
     assert ns.sh("p", "ls /started").strip() == "/started"
+
+
+def test_the_probes_own_grace_wins_over_the_pods(ns):
+    probe = {"exec": {"command": ["false"]}, **QUICK, "terminationGracePeriodSeconds": 1}
+    deaf = "trap '' TERM; while :; do sleep 0.1; done"
+    ns.apply(pod("p", container(deaf, livenessProbe=probe), terminationGracePeriodSeconds=600))
+    found = ns.wait_pod("p", "a restart long before the pod's grace is over", restarted)
+    assert container_status(found)["lastState"]["terminated"]["exitCode"] == 137
+
+
+def test_a_timed_out_exec_probe_leaves_nothing_running(ns):
+    """Not even what has left its session: the whole tree is in a cgroup of its own."""
+    command = ["sh", "-c", "setsid sleep 7777 & sleep 7777"]
+    probe = {"exec": {"command": command}, "periodSeconds": 10, "timeoutSeconds": 1}
+    ns.apply(pod("p", container(readinessProbe=probe)))
+    until(
+        "a probe that ran out of time",
+        lambda: any("timed out" in event["message"] for event in ns.events("p")),
+    )
+    until("its processes gone", lambda: "7777" not in ns.sh("p", "ps -o args | grep -v grep"))
+
+
+GRPC_SERVER = """
+import os, time
+from concurrent import futures
+import grpc
+
+def check(request, context):
+    good = request.endswith(b"web") and not os.path.exists("/mnt/bad")
+    return bytes((8, 1 if good else 2))
+
+handlers = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+server = grpc.server(futures.ThreadPoolExecutor(2))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers),))
+server.add_insecure_port("0.0.0.0:9000")
+server.start()
+time.sleep(3600)
+"""
+
+
+def test_grpc_probe(ns):
+    """A real health server: the node's own Python, in a container that changes its root to the node's."""
+    server = container(
+        livenessProbe={"grpc": {"port": 9000, "service": "web"}, **QUICK, "failureThreshold": 3},
+        startupProbe={"grpc": {"port": 9000, "service": "web"}, "periodSeconds": 1, "failureThreshold": 60},
+        volumeMounts=[{"name": "node", "mountPath": "/host"}, {"name": "switch", "mountPath": "/host/mnt"}],
+    )
+    server["command"] = ["chroot", "/host", sys.executable, "-c", GRPC_SERVER]
+    volumes = [{"name": "node", "hostPath": {"path": "/"}}, {"name": "switch", "emptyDir": {}}]
+    ns.apply(pod("p", server, volumes=volumes, **IMPATIENT))
+    assert container_status(ns.wait_running("p"))["restartCount"] == 0
+    ns.sh("p", "touch /host/mnt/bad")
+    ns.wait_pod("p", "a restart once it does not serve", restarted)
+    assert_unhealthy_and_killed(ns, "p", 'service unhealthy (responded with "NOT_SERVING")')

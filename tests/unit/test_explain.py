@@ -11,6 +11,7 @@ from podkit import Node, Program, deleted, make_pod, running
 
 from agent.api import errors
 from agent.explain import command, render
+from agent.explain.blockers import probe_words
 from agent.explain.documents import SOCKET, Blocker, Line, PodReport
 from agent.explain.report import report, status_word
 from agent.explain.service import ExplainService
@@ -18,6 +19,8 @@ from agent.explain.situation import Situation, take
 from agent.explain.words import age, clock_time, duration
 from agent.pods.runtime import ExecResult
 from agent.pods.timeline import FIRST, LAST, PODS, Timelines
+from agent.probes.manager import ProbeStory
+from agent.probes.state import Kind, Outcome, State, Thresholds
 from agent.volumes.base import VolumeError
 from host.clocks import FakeClock
 from host.errors import InputError
@@ -100,8 +103,8 @@ async def test_a_crash_loop_says_how_it_ended_and_when_it_starts_again(tmp_path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("startupProbe", "Startup probe failed 2 times in a row (9 are enough): not yet"),
-        ("readinessProbe", "Readiness probe failed 2 times in a row (9 are enough): not yet"),
+        ("startupProbe", "Startup probe failed 2 of 9 times: not yet"),
+        ("readinessProbe", "Readiness probe failed 2 of 9 times: not yet"),
     ],
 )
 async def test_probes_that_fail(tmp_path: Path, kind: str, words: str) -> None:
@@ -111,6 +114,18 @@ async def test_probes_that_fail(tmp_path: Path, kind: str, words: str) -> None:
         await node.put(make_pod(spec={"containers": [container]}))
         await node.advance(11)
         assert told(node) == ("Running", [f"container app: {words}"])
+
+
+def test_what_a_probe_says() -> None:
+    def words(last: Outcome, run: int, text: str = "", *, measured: bool = True) -> str:
+        state = State(kind=Kind.READINESS, ok=False, last=last, run=run)
+        return probe_words(Kind.READINESS, ProbeStory(state, Thresholds(2, 3), text, measured))
+
+    assert words(Outcome.UNKNOWN, 0, measured=False) == "Readiness probe has not been asked yet"
+    assert words(Outcome.SUCCESS, 1) == "Readiness probe succeeded 1 of 2 times"
+    assert words(Outcome.FAILURE, 4, "no") == "Readiness probe failed 4 times in a row: no"
+    assert words(Outcome.FAILURE, 3) == "Readiness probe failed 3 times in a row"
+    assert words(Outcome.SUCCESS, 1, "no runtime") == "Readiness probe could not be asked: no runtime"
 
 
 async def test_a_probe_in_its_initial_delay(tmp_path: Path) -> None:
