@@ -6,7 +6,9 @@
     dns             handed on in the result
     mac, aliases    not taken: a MAC follows from the address, and names are the cluster's DNS's
 
-See CONVENTIONS.md of containernetworking/cni, "Well-known capabilities".
+See CONVENTIONS.md of containernetworking/cni, "Well-known capabilities". Names below a capability count in
+any case: containerd says HostPort, Servers and IngressRate (go-cni's structs have no JSON tags), which
+plugins written in Go never notice.
 """
 
 from __future__ import annotations
@@ -78,7 +80,11 @@ def _object(runtime: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = runtime.get(name) or {}
     if not isinstance(value, Mapping):
         raise invalid(name, "not an object")
-    return value
+    return _any_case(value)
+
+
+def _any_case(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name).lower(): item for name, item in value.items()}
 
 
 def _list(runtime: Mapping[str, Any], name: str) -> list[Any]:
@@ -90,10 +96,11 @@ def _list(runtime: Mapping[str, Any], name: str) -> list[Any]:
 
 def _port_mappings(runtime: Mapping[str, Any]) -> tuple[PortMapping, ...]:
     found = []
-    for entry in _list(runtime, "portMappings"):
-        if not isinstance(entry, Mapping):
-            raise invalid("portMappings", f"{entry!r} is not an object")
-        host_port, container_port = entry.get("hostPort", 0), entry.get("containerPort", 0)
+    for given in _list(runtime, "portMappings"):
+        if not isinstance(given, Mapping):
+            raise invalid("portMappings", f"{given!r} is not an object")
+        entry = _any_case(given)
+        host_port, container_port = entry.get("hostport", 0), entry.get("containerport", 0)
         protocol = str(entry.get("protocol") or "tcp").lower()
         if host_port == 0:
             continue  # CONVENTIONS.md of CNI: a port without host port is only documentation
@@ -102,7 +109,7 @@ def _port_mappings(runtime: Mapping[str, Any]) -> tuple[PortMapping, ...]:
                 raise invalid(f"portMappings.{name}", f"{port!r} is not 1 to 65535")
         if protocol not in _PROTOCOLS:
             raise invalid("portMappings.protocol", f"{protocol[:20]!r} is not one of {', '.join(_PROTOCOLS)}")
-        found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostIP"))))
+        found.append(PortMapping(host_port, container_port, protocol, _host_ip(entry.get("hostip"))))
     return tuple(found)
 
 
@@ -117,7 +124,7 @@ def _host_ip(value: object) -> IPAddress | None:
 
 
 def _rate(limits: Mapping[str, Any], direction: str) -> Rate | None:
-    rate, burst = limits.get(f"{direction}Rate", 0), limits.get(f"{direction}Burst", 0)
+    rate, burst = limits.get(f"{direction}rate", 0), limits.get(f"{direction}burst", 0)
     for name, value, most in (("Rate", rate, _MAX_RATE_BITS), ("Burst", burst, _MAX_BURST_BITS)):
         if not _is_number(value) or not 0 <= value <= most:
             raise invalid(f"bandwidth.{direction}{name}", f"{value!r} is not 0 to {most} bits")

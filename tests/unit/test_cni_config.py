@@ -9,7 +9,7 @@ from cni import config as configs
 from cni import entry, errors, main
 from cni.config import Attachment
 from cni.errors import CniError
-from cni.runtimeconfig import PortMapping, RuntimeConfig
+from cni.runtimeconfig import PortMapping, Rate, RuntimeConfig
 from host.errors import InputError
 
 GOOD = {"cniVersion": "1.1.0", "name": "nodelet", "type": "nodelet-cni", "subnets": ["10.244.1.0/24"]}
@@ -100,6 +100,19 @@ def test_port_mappings():
         PortMapping(8080, 80, "tcp"),
         PortMapping(53, 53, "udp"),
     )
+
+
+def test_what_containerd_sends():
+    """go-cni writes its Go names, and 0 for a limit that is not asked for."""
+    runtime = {
+        "portMappings": [{"HostPort": 53, "ContainerPort": 54, "Protocol": "udp", "HostIP": ""}],
+        "bandwidth": {"IngressRate": 8000, "IngressBurst": 4294967295, "EgressRate": 0, "EgressBurst": 0},
+        "dns": {"Servers": ["10.96.0.10"], "Searches": None, "Options": []},
+    }
+    pod = parsed(runtimeConfig=runtime).pod
+    assert pod.port_mappings == (PortMapping(53, 54, "udp"),)
+    assert (pod.ingress, pod.egress) == (Rate(8000, 4294967295), None)
+    assert pod.dns == {"nameservers": ["10.96.0.10"]}
 
 
 @pytest.mark.parametrize(
