@@ -29,7 +29,7 @@ from agent.api.watch import Informer
 from agent.config import durations
 from agent.config.load import Settings
 from agent.node.facts import Machine
-from agent.node.status import WEB_SOCKETS, NodePlan
+from agent.node.status import POD_FEATURES, WEB_SOCKETS, NodePlan
 from agent.overlay.settings import OverlaySettings
 from agent.pods.manager import PodManager
 from agent.pods.naming import parse_resolv_conf
@@ -73,8 +73,14 @@ def node_plan(settings: Settings, machine: Machine) -> NodePlan:
         reserved=(kubelet.system_reserved, kubelet.kube_reserved),
         eviction_hard=kubelet.eviction_hard,
         max_images=kubelet.node_status_max_images,
-        declared_features=(WEB_SOCKETS,) if settings.nodelet.declare_web_sockets else (),
+        declared_features=declared_features(settings),
     )
+
+
+def declared_features(settings: Settings) -> tuple[str, ...]:
+    """What the Node object says this node can do, sorted as kubelet's is."""
+    streams = (WEB_SOCKETS,) if settings.nodelet.declare_web_sockets else ()
+    return tuple(sorted((*streams, *POD_FEATURES)))
 
 
 LONE_POD_CIDR = "10.244.0.0/24"

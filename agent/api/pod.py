@@ -427,6 +427,8 @@ class PodStatus(Struct, frozen=True, kw_only=True):
     ephemeral_container_statuses: tuple[ContainerStatus, ...] = ()
     qos_class: str = ""
     resize: str = ""
+    allocated_resources: Quantities = {}
+    resources: ResourceRequirements | None = None
 
 
 class Pod(Object, frozen=True, kw_only=True):

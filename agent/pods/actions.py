@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
-from agent.pods.facts import PodFacts
+from agent.pods.facts import Figures, PodFacts
 from agent.pods.restart import Backoff
 
 
@@ -69,10 +70,32 @@ class KillContainer:
     message: str
     reason: str = ""
     hook: bool = True
+    again: bool = False
+    """Whether it is killed in order to run again, whatever its exit code will be."""
 
     @property
     def key(self) -> str:
         return f"kill:{self.id}"
+
+
+class Change(NamedTuple):
+    """A running container's limits: those it shall have, and those it has."""
+
+    id: str
+    container: str
+    wanted: Figures
+    now: Figures
+
+
+@dataclass(frozen=True)
+class ResizePod:
+    """Change limits in place: of the pod's cgroup (`in_force` None: nobody knows them) and of containers."""
+
+    sandbox_id: str
+    goal: Figures
+    in_force: Figures | None
+    changes: tuple[Change, ...] = ()
+    key: str = "resize"
 
 
 @dataclass(frozen=True)
@@ -150,6 +173,7 @@ Job = (
     | PullImage
     | StartContainer
     | KillContainer
+    | ResizePod
     | RemoveContainer
     | StopSandbox
     | RemoveSandbox
@@ -189,6 +213,15 @@ class Stop:
     release: bool
 
 
+class Condemned(NamedTuple):
+    """A running container that has to be killed: the event's text, seconds of grace, and whether it then
+    runs again whatever its exit code (a probe's verdict) or as its policy says (a failed hook)."""
+
+    message: str
+    grace: float
+    again: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """Everything `plan` may look at besides the pod's spec."""
@@ -206,8 +239,16 @@ class Observed:
     backoffs: Mapping[str, Backoff] = field(default_factory=dict)
     started: frozenset[str] = frozenset()
     """Ids of running containers whose startup probe and postStart hook are through."""
-    condemned: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    """Ids of containers a probe wants killed → event text and seconds of grace."""
+    condemned: Mapping[str, Condemned] = field(default_factory=dict)
+    """Ids of containers that have to be killed."""
+    again: frozenset[str] = frozenset()
+    """Ids of containers that were killed in order to run again."""
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    """Container name → the limits it was granted."""
+    pod_figures: Figures | None = None
+    """The limits granted to the pod's cgroup; None: it has none of its own."""
+    pod_in_force: Figures | None = None
+    """The limits the pod's cgroup was last given by this agent process."""
     stop: Stop | None = None
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Container name → its next restart count, where the runtime has lost the run before (node reboot)."""

@@ -70,9 +70,35 @@ def container_fact(status: pb.ContainerStatus, sandbox_id: str = "") -> facts.Co
         log_path=status.log_path,
         hash=status.annotations.get(facts.ANNOTATION_HASH, ""),
         restart_count=int(restarts) if restarts.isdecimal() else status.metadata.attempt,
+        figures=figures(status.resources.linux) if status.HasField("resources") else None,
+        user=_user(status),
+        stop_signal=_stop_signal(status),
         labels=dict(status.labels),
         annotations=dict(status.annotations),
     )
+
+
+def figures(resources: pb.LinuxContainerResources) -> facts.Figures:
+    """The limits CRI carries; -1 (no limit) and 0 (not set) are the same to the kernel here."""
+    return facts.Figures(
+        cpu_shares=max(0, resources.cpu_shares),
+        cpu_quota=max(0, resources.cpu_quota),
+        cpu_period=max(0, resources.cpu_period),
+        memory_limit=max(0, resources.memory_limit_in_bytes),
+    )
+
+
+def _user(status: pb.ContainerStatus) -> tuple[int, int, tuple[int, ...]] | None:
+    if not status.HasField("user") or not status.user.HasField("linux"):
+        return None
+    linux = status.user.linux
+    return linux.uid, linux.gid, tuple(linux.supplemental_groups)
+
+
+def _stop_signal(status: pb.ContainerStatus) -> str:
+    """`SIGTERM`; empty where the runtime does not tell, or knows a signal that CRI does not."""
+    known = status.stop_signal and status.stop_signal in pb.Signal.values()
+    return pb.Signal.Name(status.stop_signal) if known else ""
 
 
 def image_fact(image: pb.Image) -> ImageFact:

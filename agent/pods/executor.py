@@ -34,6 +34,8 @@ from proto.cri import runtime_pb2 as pb
 
 T = TypeVar("T")
 MINIMUM_KILL_GRACE = 1.0
+_RECORDS = ("etc-hosts", "allocation", "userns")
+"""Files of the agent in a pod's directory."""
 
 
 class JobFailed(Exception):
@@ -320,7 +322,8 @@ class Executor:
         meta, settings = pod.metadata, self.ports.settings
         folder = settings.pod_dir(meta.uid)
         shutil.rmtree(folder / "containers", ignore_errors=True)
-        (folder / "etc-hosts").unlink(missing_ok=True)
+        for name in _RECORDS:
+            (folder / name).unlink(missing_ok=True)
         for path in (folder / "volumes", folder / "plugins", folder):
             try:
                 path.rmdir()  # only when empty: what is still in there is somebody's data or mount

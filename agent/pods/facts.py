@@ -20,6 +20,8 @@ ANNOTATION_HASH = "io.kubernetes.container.hash"
 ANNOTATION_RESTARTS = "io.kubernetes.container.restartCount"
 ANNOTATION_ROOT = "nodelet.io/cgroup-root"
 ANNOTATION_GRACE = "io.kubernetes.pod.terminationGracePeriod"
+ANNOTATION_MEMORY = "nodelet.io/memory-request"
+"""A container's memory request in bytes when it was created: the kernel is never told of it."""
 ANNOTATION_MESSAGE_PATH = "io.kubernetes.container.terminationMessagePath"
 ANNOTATION_MESSAGE_POLICY = "io.kubernetes.container.terminationMessagePolicy"
 
@@ -31,6 +33,18 @@ class State(IntEnum):
     RUNNING = 1
     EXITED = 2
     UNKNOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """A container's limits in the kernel's terms, as CRI carries them; 0: none was set."""
+
+    cpu_shares: int = 0
+    cpu_quota: int = 0
+    """Microseconds of CPU in each period of `cpu_period` microseconds."""
+    cpu_period: int = 0
+    memory_limit: int = 0
+    """Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,11 @@ class ContainerFact:
     log_path: str = ""
     hash: str = ""
     restart_count: int = 0
+    figures: Figures | None = None
+    """The limits in force; None where the runtime does not tell them."""
+    user: tuple[int, int, tuple[int, ...]] | None = None
+    """User, group and supplemental groups of its first process."""
+    stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from agent.api.structs import ObjectMeta, Pod, Service
 from agent.pods import probe_record, spec
+from agent.pods.allocation import Allocations
 from agent.pods.ending import PodEnding
 from agent.pods.executor import Executor
 from agent.pods.facts import PodFacts, State
@@ -24,6 +25,7 @@ from agent.pods.garbage import ContainerCollector
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
 from agent.pods.ports import EventPort, Ports, ProbePort, VolumePort
+from agent.pods.resizes import Resizes
 from agent.pods.runtime import Runtime
 from agent.pods.security import check_sysctls
 from agent.pods.settings import PodSettings
@@ -120,6 +122,13 @@ class PodManager:
         self.garbage = ContainerCollector(self._workers, executor=self._executor)
         """Removes dead containers."""
         self.volume_image = self._executor.volume_image
+        self._resizes = Resizes(
+            Allocations(settings.root),
+            active=lambda: (w for w in self._workers.values() if self._active(w)),
+            node=node,
+            clock=clock,
+            say=self._executor.say,
+        )
         self._held: list[Pod] | None = []
         """Pods that came before the runtime's first list, without which they could be started twice."""
 
@@ -156,7 +165,7 @@ class PodManager:
             return
         worker = self._workers.get(pod.metadata.uid)
         if worker is not None:
-            worker.update(pod)
+            self._resizes.update(worker, pod)
             return
         self._supersede(pod)
         if spec.is_static(pod):
@@ -165,12 +174,15 @@ class PodManager:
             if before is not None:
                 self._next[before.uid] = pod
                 return
-        worker = PodWorker(pod, executor=self._executor, on_finished=self._finished)
-        verdict = self._admission(pod)
+        worker = PodWorker(self._resizes.view(pod), executor=self._executor, on_finished=self._finished)
+        verdict = self._admission(worker.pod)
         self._workers[pod.metadata.uid] = worker
         if verdict is not None:
             self._executor.say(pod, "Warning", verdict.reason, verdict.message)
             worker.fail(verdict)
+        elif pod.metadata.deletion_timestamp is None and pod.status.phase not in TERMINAL:
+            self._resizes.admitted(pod)
+            self._resizes.update(worker, pod)
         worker.poke()
 
     def _supersede(self, pod: Pod) -> None:
@@ -199,7 +211,7 @@ class PodManager:
         self._writer.forget(uid)
         worker = self._workers.get(uid)
         if worker is not None:
-            worker.update(pod)
+            worker.update(self._resizes.view(pod), desired=pod)
             worker.remove()
 
     def complete(self, source: str) -> None:
@@ -262,6 +274,8 @@ class PodManager:
 
     def _finished(self, uid: str) -> None:
         worker = self._workers.pop(uid, None)
+        self._resizes.forget(uid)
+        self._resizes.retry()
         if worker is not None:
             log.info("pod gone pod=%s", spec.full_name(worker.pod))
         successor = self._next.pop(uid, None)
@@ -288,16 +302,9 @@ class PodManager:
         if result.ok or result.kind is Kind.READINESS:
             worker.poke()
             return
-        container = spec.find_container(worker.pod, result.container)
-        probe = None
-        if container is not None:
-            startup = result.kind is Kind.STARTUP
-            probe = container.startup_probe if startup else container.liveness_probe
-        own = probe.termination_grace_period_seconds if probe else None
+        grace = spec.probe_grace(worker.pod, result.container, startup=result.kind is Kind.STARTUP)
         text = f"Container {result.container} failed {result.kind.lower()} probe, will be restarted"
-        worker.condemn(
-            result.container_id, text, float(spec.grace_seconds(worker.pod) if own is None else own)
-        )
+        worker.condemn(result.container_id, text, float(grace))
 
     def on_probe_failure(self, failure: ProbeFailure) -> None:
         """Callback for the probe manager: one measurement failed."""
@@ -310,6 +317,7 @@ class PodManager:
     async def _sweep_forever(self) -> None:
         while True:
             await self._clock.sleep(_SWEEP_SECONDS)
+            self._resizes.retry()
             if self._held is None:
                 self._sweep()
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent.api.structs import PodStatus
-from agent.pods.actions import Failure, Stop, Volumes
+from agent.pods.actions import Condemned, Failure, Stop, Volumes
 from agent.pods.convert import ImageFact
+from agent.pods.facts import Figures
 from agent.pods.restart import Backoff
 from agent.pods.status import Verdict
+from agent.pods.status_resize import PendingResize
 from agent.volumes.base import PreparedVolume
 
 
@@ -28,7 +30,9 @@ class Memory:
     failures: dict[str, Failure] = field(default_factory=dict)
     exits: dict[str, float] = field(default_factory=dict)
     backoffs: dict[str, Backoff] = field(default_factory=dict)
-    condemned: dict[str, tuple[str, float]] = field(default_factory=dict)
+    condemned: dict[str, Condemned] = field(default_factory=dict)
+    again: set[str] = field(default_factory=set)
+    """Ids of containers that were killed in order to run again."""
     holds: dict[str, tuple[str, str]] = field(default_factory=dict)
     hooking: set[str] = field(default_factory=set)
     """Ids of containers whose postStart hook is running."""
@@ -42,6 +46,11 @@ class Memory:
     stop: Stop | None = None
     stop_grace: int | None = None
     verdict: Verdict | None = None
+    pending: PendingResize | None = None
+    resized: int = 0
+    """Generation of the spec whose granted resize is under way, 0 when none is."""
+    pod_in_force: Figures | None = None
+    """The limits the pod's cgroup was last given."""
     cgroup: bool = True
     deadline: float | None = None
     """When activeDeadlineSeconds ends, monotonic."""

@@ -25,14 +25,16 @@ from agent.pods.actions import (
     PullImage,
     RemoveContainer,
     RemoveSandbox,
+    ResizePod,
     RunSandbox,
     StartContainer,
     Volumes,
     Wait,
 )
 from agent.pods.facts import ContainerFact, PodFacts, SandboxFact, State
+from agent.pods.plan_resize import plan_resize
 from agent.pods.plan_stop import plan_stop, retrying
-from agent.pods.restart import finished, restart_at, wants_start
+from agent.pods.restart import finished, policy_of, restart_at, wants_start
 
 FRESH = 2.0
 """Seconds a failure is shown by its own name before it is shown as a back-off."""
@@ -42,9 +44,13 @@ def plan(pod: Pod, seen: Observed) -> list[Action]:
     """The next actions. Empty when everything is as it should be, or jobs under way will tell more."""
     if seen.stop is not None:
         return plan_stop(pod, seen, seen.stop)
-    if finished(pod, seen.facts):
+    if finished(pod, seen.facts, seen.again):
         return plan_stop(pod, seen, None)
     actions = _kills(pod, seen) + _garbage(seen)
+    kills = {a.key for a in actions if isinstance(a, KillContainer)}
+    for change in plan_resize(pod, seen):
+        if isinstance(change, KillContainer | ResizePod) and change.key not in kills:
+            actions += retrying(seen, change)
     if seen.volumes is not Volumes.READY:
         actions += retrying(seen, PrepareVolumes())
     box = seen.facts.sandbox
@@ -69,20 +75,21 @@ def _kills(pod: Pod, seen: Observed) -> list[Action]:
         if fact.state not in (State.RUNNING, State.UNKNOWN):
             continue
         container = spec.find_container(pod, fact.name)
-        grace = float(spec.grace_seconds(pod))
+        grace, again = float(spec.grace_seconds(pod)), False
         if fact.id in seen.condemned:
-            message, grace = seen.condemned[fact.id]
+            message, grace, again = seen.condemned[fact.id]
+            again = again and container is not None and policy_of(pod, container) != "Never"
         elif container is None:
             message = f"Stopping container {fact.name}"
         elif fact.hash and fact.hash != spec.container_hash(container):
-            message = f"Container {fact.name} definition changed, will be restarted"
+            message, again = f"Container {fact.name} definition changed, will be restarted", True
         elif box is not None and fact.sandbox_id and (fact.sandbox_id != box.id or not box.ready):
             message = f"Stopping container {fact.name}"
         elif fact.state is State.UNKNOWN:
             message = f"Container {fact.name} is in unknown state, try killing it before restart"
         else:
             continue
-        kill = KillContainer(fact.name, fact.id, seen.now + grace, message)
+        kill = KillContainer(fact.name, fact.id, seen.now + grace, message, again=again)
         actions += retrying(seen, kill)
     return actions
 
@@ -131,7 +138,7 @@ def _to_start(
     for container in (*pod.spec.containers, *pod.spec.ephemeral_containers):
         fact = seen.facts.latest(container.name)
         ephemeral = container in pod.spec.ephemeral_containers
-        wanted = fact is None if ephemeral else wants_start(pod, container, fact)
+        wanted = fact is None if ephemeral else wants_start(pod, container, fact, seen.again)
         if wanted or f"start:{container.name}" in seen.jobs:
             due.append((container, fact))
     return due
@@ -166,7 +173,7 @@ def _start(
     image_id = seen.images.get(container.name)
     if image_id is None:
         return [] if pull.key in seen.jobs else [pull]
-    if box is None or seen.volumes is not Volumes.READY:
+    if box is None or seen.volumes is not Volumes.READY or "resize" in seen.jobs:
         return []
     attempt = seen.restarts.get(container.name, 0) if known is None else known.restart_count + 1
     return [StartContainer(container.name, attempt, box.id, image_id, exited)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.api.structs import Container, Pod
+from agent.api.structs import Container, Pod, PodStatus
 from agent.pods import spec
 from agent.pods.facts import ContainerFact, PodFacts, State
 
@@ -57,23 +57,36 @@ def restarts(pod: Pod, container: Container, exit_code: int) -> bool:
             hit = exit_code in codes.values
             if hit == (codes.operator == "In"):
                 return True
-    policy = container.restart_policy or pod.spec.restart_policy
+    policy = policy_of(pod, container)
     if any(c.name == container.name for c in pod.spec.init_containers) and policy == "Always":
         # An init container under a pod policy Always repeats only until it has succeeded.
         return spec.is_sidecar(container) or exit_code != 0
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
 
 
-def wants_start(pod: Pod, container: Container, fact: ContainerFact | None) -> bool:
-    """Whether a container is to be started, now or after its back-off."""
-    if fact is None or fact.state in (State.CREATED, State.UNKNOWN):
+def wants_start(
+    pod: Pod, container: Container, fact: ContainerFact | None, again: frozenset[str] = frozenset()
+) -> bool:
+    """Whether a container is to be started, now or after its back-off; `again`: ids killed to run again."""
+    if fact is None or fact.state in (State.CREATED, State.UNKNOWN) or (fact.dead and fact.id in again):
         return True
     if fact.state is State.RUNNING:
         return False
     return restarts(pod, container, fact.exit_code)
 
 
-def finished(pod: Pod, facts: PodFacts) -> bool:
+def policy_of(pod: Pod, container: Container) -> str:
+    """Always, OnFailure or Never: the container's own policy, or the pod's."""
+    return container.restart_policy or pod.spec.restart_policy
+
+
+def next_restarts(status: PodStatus) -> dict[str, int]:
+    """What each container's next run counts as, going by the status alone."""
+    every = (*status.init_container_statuses, *status.container_statuses)
+    return {s.name: s.restart_count + (1 if s.state.terminated else 0) for s in every}
+
+
+def finished(pod: Pod, facts: PodFacts, again: frozenset[str] = frozenset()) -> bool:
     """Whether the work is over for good: every app container ended, or an init container failed finally."""
     for container in pod.spec.init_containers:
         fact = facts.latest(container.name)
@@ -87,6 +100,6 @@ def finished(pod: Pod, facts: PodFacts) -> bool:
             return True
     for container in pod.spec.containers:
         fact = facts.latest(container.name)
-        if fact is None or fact.alive or wants_start(pod, container, fact):
+        if fact is None or fact.alive or wants_start(pod, container, fact, again):
             return False
     return bool(pod.spec.containers)

@@ -164,6 +164,20 @@ class Runtime:
         request = pb.ContainerStatusRequest(container_id=container_id)
         return container_fact((await self._call("ContainerStatus", request, timeout=30)).status)
 
+    async def update_container(self, container_id: str, limits: pb.LinuxContainerResources) -> None:
+        """Change a container's limits in place; what is 0 stays as it is."""
+        request = pb.UpdateContainerResourcesRequest(container_id=container_id, linux=limits)
+        await self._call("UpdateContainerResources", request, timeout=30)
+
+    async def update_sandbox(self, sandbox_id: str, limits: pb.LinuxContainerResources) -> None:
+        """Tell what a pod is resized to; a runtime that does not want to know it need not."""
+        request = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=sandbox_id, resources=limits)
+        try:
+            await self._call("UpdatePodSandboxResources", request, timeout=30)
+        except RuntimeFailure as exc:
+            if exc.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+
     async def reopen_log(self, container_id: str) -> None:
         """Make the runtime open a new log file after the old one was renamed."""
         await self._call(

@@ -75,6 +75,16 @@ def grace_seconds(pod: Pod) -> int:
     return max(1, 30 if grace is None else grace)
 
 
+def probe_grace(pod: Pod, name: str, *, startup: bool) -> int:
+    """Seconds a container that failed this probe has to stop: the probe's own, or the pod's."""
+    container = find_container(pod, name)
+    probe = None
+    if container is not None:
+        probe = container.startup_probe if startup else container.liveness_probe
+    own = probe.termination_grace_period_seconds if probe else None
+    return grace_seconds(pod) if own is None else own
+
+
 def pull_policy(container: Container) -> str:
     """The image pull policy, derived from the tag when nothing was said (core/v1 defaults)."""
     if container.image_pull_policy:

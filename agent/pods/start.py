@@ -116,7 +116,9 @@ async def _post_start(
         )
     except HookFailed as exc:
         executor.say(pod, "Warning", "FailedPostStartHook", "PostStartHook failed", container=container.name)
-        memory.condemned[container_id] = ("FailedPostStartHook", float(spec.grace_seconds(pod)))
+        memory.condemned[container_id] = actions.Condemned(
+            "FailedPostStartHook", float(spec.grace_seconds(pod))
+        )
         raise JobFailed("PostStartHookError", str(exc), first=0.0, maximum=0.0) from exc
     finally:
         memory.hooking.discard(container_id)

@@ -20,6 +20,7 @@ from agent.pods import spec
 from agent.pods.facts import PodFacts
 from agent.pods.restart import restarts
 from agent.pods.status_containers import ContainerView, container_statuses
+from agent.pods.status_resize import IN_PROGRESS, PENDING, ResizeDraft
 from agent.resources.qos import qos_class
 
 OWN_CONDITIONS = (
@@ -29,6 +30,8 @@ OWN_CONDITIONS = (
     "ContainersReady",
     "PodScheduled",
     "DisruptionTarget",
+    PENDING,
+    IN_PROGRESS,
 )
 
 
@@ -56,6 +59,7 @@ class StatusInput:
     host_ips: tuple[str, ...] = ()
     containers: ContainerView = field(default_factory=ContainerView)
     verdict: Verdict | None = None
+    resize: tuple[ResizeDraft, ...] = ()
     over: bool = False
     """Whether nothing of it runs and nothing will be started again (deleted, or ended)."""
 
@@ -95,6 +99,8 @@ def pod_status(pod: Pod, given: StatusInput) -> PodStatus:
         container_statuses=apps,
         ephemeral_container_statuses=extra,
         qos_class=pod.status.qos_class or qos_class(pod),
+        allocated_resources=pod.spec.resources.requests if pod.spec.resources else {},
+        resources=pod.spec.resources,
     )
 
 
@@ -141,7 +147,12 @@ def _phase(
         return "Pending"
     if given.over and not spec.is_static(pod):
         return _ending(apps)
-    again = any(restarts(pod, c, _exit_code(s)) for s, c in zip(apps, pod.spec.containers, strict=True))
+    again = any(
+        s.state.waiting is not None  # it is being made anew, whatever the run before came to
+        or restarts(pod, c, _exit_code(s))
+        or s.container_id.rpartition("//")[2] in given.containers.again
+        for s, c in zip(apps, pod.spec.containers, strict=True)
+    )
     return "Running" if again else _ending(apps)
 
 
@@ -199,6 +210,7 @@ def _conditions(
         drafts["DisruptionTarget"] = ("True", "TerminationByKubelet", given.verdict.message)
     before = {c.type: c for c in (*pod.status.conditions, *given.previous.conditions)}
     made = [_condition(pod, kind, draft, before.get(kind), given.now) for kind, draft in drafts.items()]
+    made += [_resize_condition(draft, before.get(draft.type), given.now) for draft in given.resize]
     disrupted = before.get("DisruptionTarget")
     if disrupted is not None and "DisruptionTarget" not in drafts:
         made.append(disrupted)
@@ -214,6 +226,18 @@ def _condition(pod: Pod, kind: str, draft: _Draft, before: Condition | None, now
         observed_generation=pod.metadata.generation,
         reason=reason,
         message=message,
+        last_transition_time=before.last_transition_time if same and before else format_time(now),
+    )
+
+
+def _resize_condition(draft: ResizeDraft, before: Condition | None, now: float) -> Condition:
+    same = before is not None and before.reason == draft.reason
+    return Condition(
+        type=draft.type,
+        status="True",
+        observed_generation=draft.generation,
+        reason=draft.reason,
+        message=draft.message,
         last_transition_time=before.last_transition_time if same and before else format_time(now),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from agent.api.structs import (
     Container,
     ContainerState,
@@ -12,12 +14,15 @@ from agent.api.structs import (
     ContainerStateTerminated,
     ContainerStateWaiting,
     ContainerStatus,
+    ContainerUser,
+    LinuxContainerUser,
     Pod,
+    ResourceRequirements,
     VolumeMountStatus,
 )
 from agent.api.times import format_time
 from agent.pods import spec
-from agent.pods.facts import ContainerFact, PodFacts, State
+from agent.pods.facts import ContainerFact, Figures, PodFacts, State
 from agent.pods.restart import wants_start
 
 LOST = "ContainerStatusUnknown"
@@ -37,6 +42,10 @@ class ContainerView:
     """Ids of containers whose readiness is good."""
     stopping: bool = False
     """Whether the pod is being stopped: nothing will be started again."""
+    again: frozenset[str] = frozenset()
+    """Ids of containers that were killed in order to run again."""
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    """Container name → the limits it was granted."""
 
 
 def container_statuses(
@@ -68,7 +77,7 @@ def _status(
     if before is None and old is not None and last.terminated is None:
         last = _kept(old, f"{runtime_name}://{fact.id}")
     hold = view.holds.get(container.name)
-    restarting = fact.dead and not view.stopping and wants_start(pod, container, fact)
+    restarting = fact.dead and not view.stopping and wants_start(pod, container, fact, view.again)
     if restarting and hold is not None:
         state, last = ContainerState(waiting=ContainerStateWaiting(reason=hold[0], message=hold[1])), state
     elif fact.state is State.CREATED:
@@ -86,9 +95,36 @@ def _status(
         container_id=f"{runtime_name}://{fact.id}",
         started=running and fact.id in view.started,
         allocated_resources=container.resources.requests,
-        resources=container.resources if container.resources.limits or container.resources.requests else None,
+        resources=_in_force(container, fact, view),
         volume_mounts=_mounts(container),
+        user=_user(fact),
+        stop_signal=fact.stop_signal or None,
     )
+
+
+def _user(fact: ContainerFact) -> ContainerUser | None:
+    if fact.user is None:
+        return None
+    uid, gid, groups = fact.user
+    return ContainerUser(linux=LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups))
+
+
+def _in_force(container: Container, fact: ContainerFact, view: ContainerView) -> ResourceRequirements | None:
+    """What the container was granted, with the figures the kernel has where these are others."""
+    granted, now = container.resources, fact.figures
+    wanted = view.figures.get(container.name)
+    if not (granted.limits or granted.requests):
+        return None
+    if fact.state is not State.RUNNING or now is None or wanted is None:
+        return granted
+    limits, requests = dict(granted.limits), dict(granted.requests)
+    if "memory" in limits and now.memory_limit and now.memory_limit != wanted.memory_limit:
+        limits["memory"] = str(now.memory_limit)
+    if "cpu" in limits and now.cpu_quota and now.cpu_period and now.cpu_quota != wanted.cpu_quota:
+        limits["cpu"] = f"{now.cpu_quota * 1000 // now.cpu_period}m"
+    if "cpu" in requests and now.cpu_shares and now.cpu_shares != wanted.cpu_shares:
+        requests["cpu"] = f"{-(-now.cpu_shares * 1000 // 1024)}m"
+    return msgspec.structs.replace(granted, limits=limits, requests=requests)
 
 
 def _plain_init(pod: Pod, container: Container) -> bool:

@@ -16,20 +16,31 @@ from agent.api.structs import Condition, PodIP, PodStatus
 from agent.pods.status import OWN_CONDITIONS
 
 
-def status_patch(status: PodStatus, *, uid: str) -> dict[str, Any]:
-    """The body of a PATCH of pods/status; refused by the API for a namesake with another uid."""
+def status_patch(status: PodStatus, *, uid: str, before: PodStatus | None = None) -> dict[str, Any]:
+    """The body of a PATCH of pods/status; refused by the API for a namesake with another uid.
+
+    Args:
+        before: what the API has, as far as it is known: conditions of ours that are over are deleted there.
+    """
+    kept = {c.type for c in status.conditions}
+    over = {c.type for c in before.conditions} - kept if before is not None else set()
     body: dict[str, Any] = {
         "observedGeneration": status.observed_generation or None,
         "phase": status.phase,
         "reason": status.reason or None,
         "message": status.message or None,
-        "conditions": [_condition(c) for c in status.conditions if c.type in OWN_CONDITIONS],
+        "conditions": [
+            *(_condition(c) for c in status.conditions if c.type in OWN_CONDITIONS),
+            *({"$patch": "delete", "type": kind} for kind in OWN_CONDITIONS if kind in over),
+        ],
         "hostIP": status.host_ip or None,
         "hostIPs": _addresses(status.host_ips),
         "podIP": status.pod_ip or None,
         "podIPs": _addresses(status.pod_ips),
         "startTime": status.start_time,
         "qosClass": status.qos_class or None,
+        "allocatedResources": status.allocated_resources or None,
+        "resources": msgspec.to_builtins(status.resources) if status.resources else None,
     }
     for name, statuses in (
         ("initContainerStatuses", status.init_container_statuses),

@@ -179,7 +179,8 @@ class StatusWriter:
     async def _patch(self, entry: _Entry, status: PodStatus) -> None:
         assert self._client is not None
         meta = entry.target.metadata
-        body = status_patch(status, uid=meta.uid)
+        known = (*entry.target.status.conditions, *(entry.written.conditions if entry.written else ()))
+        body = status_patch(status, uid=meta.uid, before=PodStatus(conditions=known))
         await self._client.patch(PODS, meta.name, body, namespace=meta.namespace, subresource="status")
         entry.written, entry.problem = status, ""
 

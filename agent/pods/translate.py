@@ -155,6 +155,7 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
     notes = {
         facts.ANNOTATION_HASH: spec.container_hash(container),
         facts.ANNOTATION_RESTARTS: str(attempt),
+        facts.ANNOTATION_MEMORY: memory_request(container),
         facts.ANNOTATION_MESSAGE_PATH: container.termination_message_path,
         facts.ANNOTATION_MESSAGE_POLICY: container.termination_message_policy,
         facts.ANNOTATION_GRACE: str(spec.grace_seconds(pod)),
@@ -167,6 +168,11 @@ def _annotations(pod: Pod, container: Container, attempt: int) -> dict[str, str]
             ]
         )
     return notes
+
+
+def memory_request(container: Container) -> str:
+    """A container's memory request in bytes, as its annotation keeps it."""
+    return str(int(qos.requests_of(container.resources).get("memory", 0)))
 
 
 def _mount(mount: Mount) -> pb.Mount:
@@ -183,7 +189,7 @@ def _mount(mount: Mount) -> pb.Mount:
 
 def container_resources(pod: Pod, container: Container, settings: PodSettings) -> pb.LinuxContainerResources:
     """CPU shares and quota, memory limit, huge pages and OOM score of one container."""
-    limits = qos.parse_all(container.resources.limits)
+    limits = qos.limits_of(pod, container)
     requests = qos.requests_of(container.resources)
     out = pb.LinuxContainerResources(
         cpu_shares=qos.cpu_shares(requests.get("cpu", limits.get("cpu", qos.Fraction(0)))),

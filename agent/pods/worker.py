@@ -10,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from agent.api.structs import Pod, PodStatus
+from agent.api.structs import Pod
 from agent.api.times import parse_time
 from agent.pods import actions, spec
+from agent.pods.allocation import summary
 from agent.pods.executor import Executor, JobFailed
-from agent.pods.facts import PodFacts, State
+from agent.pods.facts import Figures, PodFacts, State
 from agent.pods.last_words import crash, termination_message
 from agent.pods.memory import Memory
+from agent.pods.perform import failure_of, perform
 from agent.pods.plan import plan
+from agent.pods.plan_resize import resizing
 from agent.pods.probing import sync_probes
-from agent.pods.restart import finished, retry_delay
-from agent.pods.start import start_container
+from agent.pods.resize import granted_figures
+from agent.pods.restart import finished, next_restarts, retry_delay
 from agent.pods.status import StatusInput, Verdict, pod_status
 from agent.pods.status_containers import ContainerView
+from agent.pods.status_resize import ResizeDraft, resize_drafts
 
 log = logging.getLogger(__name__)
 TERMINAL = ("Succeeded", "Failed")
@@ -50,6 +53,9 @@ class PodWorker:
     def __init__(self, pod: Pod, *, executor: Executor, on_finished: Callable[[str], None]) -> None:
         self.uid = pod.metadata.uid
         self.pod = pod
+        """The pod as it runs: with the resources it was granted."""
+        self.desired = pod
+        """The pod as the API, or the manifest, has it."""
         self.removed = False
         self.memory = Memory(status=pod.status)
         self.ended = asyncio.Event()
@@ -62,12 +68,13 @@ class PodWorker:
         self._timer: asyncio.Task[None] | None = None
         self._dirty = False
         self._errors = 0
+        self._figures: tuple[Pod, tuple[Mapping[str, Figures], Figures | None]] | None = None
 
     # --- from outside -------------------------------------------------------------------------------------
 
-    def update(self, pod: Pod) -> None:
-        """A newer version of the pod's object."""
-        self.pod = pod
+    def update(self, pod: Pod, *, desired: Pod | None = None) -> None:
+        """A newer version of the pod's object, or a new grant."""
+        self.pod, self.desired = pod, desired or pod
         self.poke()
 
     def remove(self) -> None:
@@ -83,7 +90,7 @@ class PodWorker:
 
     def condemn(self, container_id: str, message: str, grace: float) -> None:
         """A probe decided that the container has to be killed."""
-        self.memory.condemned[container_id] = (message, grace)
+        self.memory.condemned[container_id] = actions.Condemned(message, grace, again=True)
         self.poke()
 
     def poke(self) -> None:
@@ -135,6 +142,7 @@ class PodWorker:
             if isinstance(action, actions.Hold | actions.Wait | actions.Finished):
                 continue
             self._begin(action)
+        self._tell_resize(seen)
         self._report(facts, seen)
         self._set_timer(todo, now)
         if self.memory.stop is not None and not self.memory.cgroup and not self._jobs:
@@ -170,6 +178,7 @@ class PodWorker:
         if not self._jobs:
             memory.own &= ids
             memory.killing &= ids
+            memory.again &= ids
 
     def _decide(self, facts: PodFacts, now: float) -> None:
         """Whether the pod has to stop, and by when."""
@@ -212,6 +221,13 @@ class PodWorker:
             self.memory.verdict = DEADLINE
             self._executor.say(self.pod, "Normal", DEADLINE.reason, DEADLINE.message)
 
+    @property
+    def _granted(self) -> tuple[Mapping[str, Figures], Figures | None]:
+        """The limits its containers and cgroup were granted, computed once for each version of the pod."""
+        if self._figures is None or self._figures[0] is not self.pod:
+            self._figures = (self.pod, granted_figures(self.pod, self._ports))
+        return self._figures[1]
+
     def _observe(self, facts: PodFacts, now: float) -> actions.Observed:
         memory = self.memory
         return actions.Observed(
@@ -225,8 +241,12 @@ class PodWorker:
             backoffs=dict(memory.backoffs),
             started=self._started(facts),
             condemned=dict(memory.condemned),
+            again=frozenset(memory.again),
+            figures=self._granted[0],
+            pod_figures=self._granted[1],
+            pod_in_force=memory.pod_in_force,
             stop=memory.stop,
-            restarts=_next_restarts(memory.status),
+            restarts=next_restarts(memory.status),
             keep_dead=self._ports.settings.dead_per_container,
             dead_since=self._ports.clock.now() - self._ports.settings.dead_minimum_age,
             cgroup=memory.cgroup,
@@ -254,6 +274,14 @@ class PodWorker:
                 self._executor.say(self.pod, "Normal", "BackOff", message.partition(": ")[0], container=name)
         self.memory.holds = holds
 
+    def _tell_resize(self, seen: actions.Observed) -> None:
+        """The event at the end of a granted resize."""
+        memory = self.memory
+        if memory.resized and "resize" not in self._jobs and not resizing(self.pod, seen):
+            memory.resized = 0
+            words = f"Pod resize completed: {summary(self.pod)}"
+            self._executor.say(self.pod, "Normal", "ResizeCompleted", words)
+
     # --- jobs ---------------------------------------------------------------------------------------------
 
     def _begin(self, action: actions.Job) -> None:
@@ -264,6 +292,8 @@ class PodWorker:
             # A shorter grace than the one under way: start over, without running the hook again.
             known.task.cancel()
             action = dataclasses.replace(action, hook=False)
+        if isinstance(action, actions.KillContainer) and action.again:
+            self.memory.again.add(action.id)
         aim = action.deadline if isinstance(action, actions.KillContainer) else None
         yields = isinstance(action, actions.PullImage | actions.PrepareVolumes)
         task = asyncio.create_task(self._run_job(action), name=f"pod {self.uid} {action.key}")
@@ -273,7 +303,7 @@ class PodWorker:
         key, failures = action.key, self.memory.failures
         began, timelines = self._ports.clock.monotonic(), self._ports.timelines
         try:
-            await self._perform(action)
+            await perform(self._executor, self.pod, action, self.memory)
             failures.pop(key, None)
             timelines.span(self.uid, key, began=began)
         except JobFailed as exc:
@@ -291,43 +321,8 @@ class PodWorker:
 
     def _note_failure(self, key: str, exc: JobFailed, began: float) -> None:
         self._ports.timelines.span(self.uid, key, began=began, failure=exc.message)
-        before = self.memory.failures.get(key)
-        count = before.count + 1 if before else 1
-        now = self._ports.clock.monotonic()
-        self.memory.failures[key] = actions.Failure(
-            reason=exc.reason,
-            message=exc.message,
-            failed=now,
-            retry=now + retry_delay(count, first=exc.first, maximum=exc.maximum),
-            count=count,
-            later=exc.later,
-        )
-
-    def _perform(self, action: actions.Job) -> Coroutine[Any, Any, None]:
-        do, pod, memory = self._executor, self.pod, self.memory
-        match action:
-            case actions.PrepareVolumes():
-                return do.prepare_volumes(pod, memory)
-            case actions.RunSandbox():
-                return do.run_sandbox(pod, action)
-            case actions.PullImage():
-                container = spec.find_container(pod, action.container)
-                assert container is not None
-                return do.pull_image(pod, container, memory)
-            case actions.StartContainer():
-                return start_container(do, pod, action, memory)
-            case actions.KillContainer():
-                return do.kill(pod, action, memory)
-            case actions.RemoveContainer():
-                return do.remove_container(pod, action)
-            case actions.StopSandbox():
-                return do.stop_sandbox(pod, action)
-            case actions.RemoveSandbox():
-                return do.remove_sandbox(pod, action)
-            case actions.TeardownVolumes():
-                return do.teardown_volumes(pod, memory)
-            case actions.RemoveCgroup():
-                return do.remove_cgroup(pod, memory)
+        failures, now = self.memory.failures, self._ports.clock.monotonic()
+        failures[key] = failure_of(failures.get(key), exc, now)
 
     # --- reporting ----------------------------------------------------------------------------------------
 
@@ -336,13 +331,15 @@ class PodWorker:
         quiet = not any(c.alive for c in facts.containers) and not any(
             key == "sandbox" or key.startswith(("start:", "kill:")) for key in self._jobs
         )
-        over = quiet and (memory.stop is not None or finished(self.pod, facts))
+        over = quiet and (memory.stop is not None or finished(self.pod, facts, seen.again))
         started = self._started(facts)
         view = ContainerView(
             holds=memory.holds,
             started=started,
             ready=frozenset(i for i in started if self._ports.probes.ready(i)),
             stopping=memory.stop is not None,
+            again=seen.again,
+            figures=seen.figures,
         )
         if (
             memory.stop is not None
@@ -362,12 +359,25 @@ class PodWorker:
                 containers=view,
                 verdict=memory.verdict,
                 over=over,
+                resize=self._resize_drafts(seen),
             ),
         )
         memory.status = status
         if not self.removed:
             routine = status.phase == "Pending" and not memory.holds and memory.stop is None
             self._ports.statuses.put(self.pod, status, soon=not routine)
+
+    def _resize_drafts(self, seen: actions.Observed) -> tuple[ResizeDraft, ...]:
+        memory = self.memory
+        if memory.stop is not None:
+            return ()
+        failure = memory.failures.get("resize")
+        return resize_drafts(
+            memory.pending,
+            running=resizing(self.pod, seen),
+            error=failure.message if failure else "",
+            generation=memory.resized or self.pod.metadata.generation,
+        )
 
     def _set_timer(self, todo: list[actions.Action], now: float) -> None:
         times = [a.until for a in todo if isinstance(a, actions.Hold | actions.Wait) and a.until is not None]
@@ -393,9 +403,3 @@ class PodWorker:
         self._ports.probes.remove_pod(self.uid)
         self._executor.sweep(self.pod)
         self._on_finished(self.uid)
-
-
-def _next_restarts(status: PodStatus) -> dict[str, int]:
-    """What each container's next run counts as, going by the status alone."""
-    every = (*status.init_container_statuses, *status.container_statuses)
-    return {s.name: s.restart_count + (1 if s.state.terminated else 0) for s in every}

@@ -57,14 +57,15 @@ def admit(pod: Pod, others: Iterable[Pod], node: NodeFacts) -> Rejection | None:
     taken = {key for other in rest for key in host_ports(other)}
     if any(_clashes(mine, taken) for mine in host_ports(pod)):
         return _predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports")
-    return _room(pod, rest, node)
+    return room(pod, rest, node)
 
 
 def _predicate(name: str, text: str) -> Rejection:
     return Rejection(name, f"Predicate {name} failed: {text}")
 
 
-def _room(pod: Pod, others: list[Pod], node: NodeFacts) -> Rejection | None:
+def room(pod: Pod, others: list[Pod], node: NodeFacts) -> Rejection | None:
+    """Why the node's allocatable resources do not hold the pod beside the others; None when they do."""
     if len(others) + 1 > node.max_pods:
         return _out_of("pods", Fraction(1), Fraction(len(others)), Fraction(node.max_pods))
     used: dict[str, Fraction] = {}

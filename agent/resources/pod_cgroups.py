@@ -14,7 +14,7 @@ from typing import Protocol
 from agent.api.structs import Pod
 from agent.resources import qos
 from agent.resources.node_allocatable import page_size
-from host.cgroups import Resources
+from host.cgroups import CgroupStats, Resources
 
 _LEVELS = {qos.GUARANTEED: "", qos.BURSTABLE: "/burstable", qos.BEST_EFFORT: "/besteffort"}
 
@@ -30,6 +30,9 @@ class CgroupPort(Protocol):
 
     def remove(self, path: str) -> None:
         """Kill what is in it and remove it."""
+
+    def stats(self, path: str) -> CgroupStats:
+        """What it has used."""
 
 
 def kubepods_path(root: str, kind: str) -> str:
@@ -100,14 +103,29 @@ class PodCgroups:
         """Make the pod's cgroup with its limits; safe to repeat. Answers its path. Raises HostError."""
         if not self._levels:
             self.ensure_levels()
-        resources = pod_resources(
+        self._cgroups.create(self.path(pod), self.resources(pod))
+        self._weigh(pod)
+        return self.path(pod)
+
+    def resources(self, pod: Pod) -> Resources:
+        """The limits its cgroup shall have."""
+        return pod_resources(
             pod, pids_limit=self._pids_limit, cpu_quota=self._cpu_quota, period_us=self._period_us
         )
-        self._cgroups.create(self.path(pod), resources)
+
+    def update(self, pod: Pod, resources: Resources) -> None:
+        """Change some limits of a pod's cgroup that is there. Raises HostError."""
+        self._cgroups.update(self.path(pod), resources)
+        self._weigh(pod)
+
+    def memory_usage(self, pod: Pod) -> int:
+        """Bytes charged to the pod's cgroup. Raises HostError."""
+        return self._cgroups.stats(self.path(pod)).memory_usage
+
+    def _weigh(self, pod: Pod) -> None:
         if qos.qos_class(pod) == qos.BURSTABLE:
             self._burstable[pod.metadata.uid] = qos.pod_requests(pod).get("cpu", Fraction(0))
             self._weigh_burstable()
-        return self.path(pod)
 
     async def remove(self, pod: Pod) -> None:
         """Kill and remove the pod's cgroup; a missing one is removed already. Raises HostError."""

@@ -37,6 +37,13 @@ def requests_of(resources: ResourceRequirements) -> dict[str, Fraction]:
     return {**parse_all(resources.limits), **parse_all(resources.requests)}
 
 
+def limits_of(pod: Pod, container: Container) -> dict[str, Fraction]:
+    """A container's limits; for cpu and memory the pod's own stands in where it has none (KEP-2837)."""
+    limits = parse_all(container.resources.limits)
+    shared = parse_all(pod.spec.resources.limits) if pod.spec.resources is not None else {}
+    return {**limits, **{n: v for n, v in shared.items() if n in _COMPUTE and not limits.get(n)}}
+
+
 def qos_class(pod: Pod) -> str:
     """Guaranteed, Burstable or BestEffort, from cpu and memory of app and init containers."""
     if pod.spec.resources is not None and (pod.spec.resources.requests or pod.spec.resources.limits):
@@ -64,8 +71,8 @@ def pod_requests(pod: Pod) -> dict[str, Fraction]:
 
 
 def pod_limits(pod: Pod) -> dict[str, Fraction]:
-    """A pod's limit for each resource that *every* app container and sidecar limits; others are unlimited."""
-    everyone = [*pod.spec.containers, *(c for c in pod.spec.init_containers if c.restart_policy == "Always")]
+    """A pod's limit for each resource that *every* container limits, or the pod as a whole."""
+    everyone = (*pod.spec.containers, *pod.spec.init_containers)
     total = aggregate(pod, lambda resources: parse_all(resources.limits))
     total = {n: v for n, v in total.items() if all(n in c.resources.limits for c in everyone)}
     if pod.spec.resources is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import grpc
 
 from agent.pods import facts
-from agent.pods.convert import Event, ImageFact
+from agent.pods.convert import Event, ImageFact, figures
 from agent.pods.runtime import (
     ExecResult,
     RuntimeFailure,
@@ -71,6 +71,8 @@ class FakeCri:
         """Call name → seconds it takes."""
         self.hooks: dict[str, ExecResult] = {}
         """Command line → its result."""
+        self.memory_usage = 1 << 20
+        """Bytes each running container uses."""
         self._boxes: dict[str, _Sandbox] = {}
         self._cons: dict[str, _Container] = {}
         self._streams: set[asyncio.Queue[Event | None]] = set()
@@ -199,6 +201,7 @@ class FakeCri:
             hash=config.annotations[facts.ANNOTATION_HASH],
             restart_count=int(config.annotations[facts.ANNOTATION_RESTARTS]),
             log_path=f"{sandbox_config.log_directory}/{config.log_path}",
+            figures=figures(config.linux.resources),
             labels=dict(config.labels),
             annotations=dict(config.annotations),
         )
@@ -253,6 +256,30 @@ class FakeCri:
     async def container(self, container_id: str) -> facts.ContainerFact:
         await self._enter("container", container_id)
         return self._find(container_id).fact
+
+    async def update_container(self, container_id: str, limits: pb.LinuxContainerResources) -> None:
+        con = self._find(container_id)
+        words = " ".join(f"{f.name}={value}" for f, value in limits.ListFields())
+        await self._enter("update_container", f"{con.fact.name} {words}")
+        if con.fact.state is not facts.State.RUNNING:
+            raise RuntimeFailure(
+                grpc.StatusCode.FAILED_PRECONDITION, f"container {container_id} is not running"
+            )
+        con.config.linux.resources.MergeFrom(limits)
+        con.fact = replace(con.fact, figures=figures(con.config.linux.resources))
+
+    async def update_sandbox(self, sandbox_id: str, limits: pb.LinuxContainerResources) -> None:
+        await self._enter("update_sandbox", sandbox_id)
+
+    async def container_stats(self, *, sandbox_id: str = "") -> Sequence[pb.ContainerStats]:
+        await self._enter("container_stats", sandbox_id)
+        found = []
+        for con in self._cons.values():
+            if con.fact.sandbox_id == sandbox_id and con.fact.state is facts.State.RUNNING:
+                stats = pb.ContainerStats(attributes=pb.ContainerAttributes(id=con.fact.id))
+                stats.memory.usage_bytes.value = self.memory_usage
+                found.append(stats)
+        return found
 
     async def exec_sync(self, container_id: str, command: Sequence[str], *, timeout: float) -> ExecResult:
         line = " ".join(command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from agent.resources.admission import NodeFacts
 from agent.resources.pod_cgroups import PodCgroups
 from agent.volumes.base import BlockDevice, Mount, PreparedVolume, VolumeError
 from agent.volumes.containers import block_devices
-from host.cgroups import Resources
+from host.cgroups import CgroupStats, Resources
 from host.clocks import FakeClock, settle
 
 __all__ = ["FakeCri", "Node", "Program", "deleted", "make_pod", "running", "settle"]
@@ -101,12 +101,19 @@ class FakeCgroups:
 
     def __init__(self) -> None:
         self.paths: dict[str, Resources | None] = {}
+        self.updates: list[tuple[str, dict[str, Any]]] = []
+        self.usage = 1 << 20
 
     def create(self, path: str, resources: Resources | None = None) -> None:
         self.paths[path] = resources
 
     def update(self, path: str, resources: Resources) -> None:
-        self.paths[path] = resources
+        given = {k: v for k, v in vars(resources).items() if v not in (None, {})}
+        self.paths[path] = replace(self.paths.get(path) or Resources(), **given)
+        self.updates.append((path, given))
+
+    def stats(self, path: str) -> CgroupStats:
+        return CgroupStats(memory_usage=self.usage)
 
     def remove(self, path: str) -> None:
         self.paths.pop(path, None)

@@ -9,6 +9,7 @@ import pytest
 from podkit import make_pod
 
 from agent.pods.actions import (
+    Condemned,
     Failure,
     Hold,
     KillContainer,
@@ -151,8 +152,20 @@ def test_volumes_and_sandbox_wait_for_their_next_try() -> None:
 
 
 def test_a_condemned_container_is_killed_with_its_own_grace() -> None:
-    actions = plan(make_pod(), seen(con(), condemned={"app-0": ("failed liveness probe", 5.0)}))
-    assert actions == [KillContainer("app", "app-0", 105.0, "failed liveness probe")]
+    condemned = {"app-0": Condemned("failed liveness probe", 5.0, again=True)}
+    kill = KillContainer("app", "app-0", 105.0, "failed liveness probe", again=True)
+    assert plan(make_pod(), seen(con(), condemned=condemned)) == [kill]
+    never = make_pod(spec={"restartPolicy": "Never"})
+    assert plan(never, seen(con(), condemned=condemned)) == [replace(kill, again=False)]
+
+
+def test_what_was_killed_to_run_again_does_so_whatever_its_exit_code() -> None:
+    pod = make_pod(spec={"restartPolicy": "OnFailure"})
+    dead = con(state=State.EXITED, exit_code=0)
+    assert StartContainer("app", 1, "box", "sha256:1", 100.0) not in plan(pod, seen(dead))
+    assert plan(pod, seen(dead, again=frozenset({"app-0"}))) == [
+        StartContainer("app", 1, "box", "sha256:1", 100.0)
+    ]
 
 
 def test_a_changed_image_restarts_the_container() -> None:
@@ -160,7 +173,8 @@ def test_a_changed_image_restarts_the_container() -> None:
     same = con(hash=container_hash(pod.spec.containers[0]))
     assert plan(pod, seen(same)) == []
     text = "Container app definition changed, will be restarted"
-    assert plan(pod, seen(con(hash="other"))) == [KillContainer("app", "app-0", 130.0, text)]
+    kill = KillContainer("app", "app-0", 130.0, text, again=True)
+    assert plan(pod, seen(con(hash="other"))) == [kill]
 
 
 def test_a_dead_sandbox_is_replaced_after_its_containers_are_dead() -> None:
