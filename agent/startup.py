@@ -31,6 +31,7 @@ from agent.config.load import Settings
 from agent.node.facts import Machine
 from agent.node.status import POD_FEATURES, WEB_SOCKETS, NodePlan
 from agent.overlay.settings import OverlaySettings
+from agent.pods.id_pool import id_pool
 from agent.pods.manager import PodManager
 from agent.pods.naming import parse_resolv_conf
 from agent.pods.runtime import Runtime, RuntimeFailure
@@ -151,8 +152,21 @@ def pod_settings(
         dead_in_all=settings.options.dead_in_all,
         dead_minimum_age=settings.options.dead_minimum_age,
         unsafe_sysctls=kubelet.allowed_unsafe_sysctls,
+        id_pool=id_pool(
+            length=kubelet.user_namespaces.ids_per_pod,
+            max_pods=kubelet.max_pods,
+            subuid=_optional_text(Path("/etc/subuid")),
+            subgid=_optional_text(Path("/etc/subgid")),
+        ),
         crash_log_lines=settings.nodelet.crash_log_lines,
     )
+
+
+def _optional_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def pod_sources(settings: Settings) -> tuple[str, ...]:
@@ -187,6 +201,9 @@ class NoSources:
 
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         raise InputError("service account tokens need an API server, this node stands alone")
+
+    async def runtime_handler(self, name: str) -> str | None:
+        return name  # a class cannot be looked up: its name is taken for the handler's
 
 
 def proxy_facts(node: Node) -> ProxyFacts:

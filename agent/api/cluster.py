@@ -338,6 +338,12 @@ class SubjectAccessReview(Object, frozen=True, kw_only=True):
     status: SubjectAccessReviewStatus = SubjectAccessReviewStatus()
 
 
+class RuntimeClass(Object, frozen=True, kw_only=True):
+    """Which handler of the runtime runs a pod (KEP-585); what else it says the API server puts into pods."""
+
+    handler: str = ""
+
+
 class CertificateSigningRequestSpec(Struct, frozen=True, kw_only=True):
     """`request` is a base64 PEM certificate request."""
 

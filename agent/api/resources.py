@@ -57,6 +57,9 @@ PERSISTENT_VOLUME_CLAIMS = Resource(
 )
 ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", structs.EndpointSlice)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", structs.Lease)
+RUNTIME_CLASSES = Resource(
+    "node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", structs.RuntimeClass, namespaced=False
+)
 TOKEN_REQUESTS = Resource(
     "authentication.k8s.io", "v1", "tokenrequests", "TokenRequest", structs.TokenRequest
 )

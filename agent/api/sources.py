@@ -22,6 +22,7 @@ from agent.api.resources import (
     CONFIG_MAPS,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
+    RUNTIME_CLASSES,
     SECRETS,
     Resource,
 )
@@ -116,6 +117,13 @@ class ApiSources:
         """A PersistentVolume, None when there is none; read anew each time. Raises ApiError."""
         try:
             return await self._client.get(PERSISTENT_VOLUMES, name)
+        except errors.NotFound:
+            return None
+
+    async def runtime_handler(self, name: str) -> str | None:
+        """The handler a RuntimeClass names, None when there is no such class. Raises ApiError."""
+        try:
+            return (await self._client.get(RUNTIME_CLASSES, name)).handler
         except errors.NotFound:
             return None
 

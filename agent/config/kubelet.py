@@ -115,7 +115,6 @@ UNUSED = frozenset(
         "tracing",
         "imageServiceEndpoint",
         "failCgroupV1",
-        "userNamespaces",
         "containerLogMaxWorkers",
         "containerLogMonitorInterval",
         "enableControllerAttachDetach",
@@ -184,6 +183,10 @@ class ShutdownByPriority(Section, frozen=True, kw_only=True):
     shutdown_grace_period_seconds: int = 0
 
 
+class UserNamespaces(Section, frozen=True, kw_only=True):
+    ids_per_pod: int = msgspec.field(default=65536, name="idsPerPod")
+
+
 class KubeletConfiguration(Section, frozen=True, kw_only=True):
     """The fields that have an effect. Durations in seconds, sizes in bytes."""
 
@@ -241,6 +244,7 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     allowed_unsafe_sysctls: tuple[str, ...] = ()
     seccomp_default: bool = False
     crash_loop_back_off: CrashLoopBackOff = CrashLoopBackOff()
+    user_namespaces: UserNamespaces = UserNamespaces()
     oom_score_adj: int = -999
     # Pressure
     eviction_hard: dict[str, str] = msgspec.field(default_factory=lambda: dict(EVICTION_HARD))

@@ -85,6 +85,7 @@ def figures(resources: pb.LinuxContainerResources) -> facts.Figures:
         cpu_quota=max(0, resources.cpu_quota),
         cpu_period=max(0, resources.cpu_period),
         memory_limit=max(0, resources.memory_limit_in_bytes),
+        memory_swap=max(0, resources.memory_swap_limit_in_bytes),
     )
 
 

@@ -125,13 +125,24 @@ class Executor:
             folder = self.ports.settings.log_dir(meta.namespace, meta.name, uid)
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             config = self.sandbox_config(pod, action.attempt)
-            box = await self.ports.runtime.run_sandbox(config)
+            handler = await self._handler(pod)
+            box = await self.ports.runtime.run_sandbox(config, handler=handler)
             known = next((s for s in self.ports.observer.of(uid).sandboxes if s.id == box), None)
             if known is None or not (known.ips or pod.spec.host_network):
                 fact = await self.ports.runtime.sandbox(box)
                 self.ports.observer.learn(uid, sandboxes=[fact], namespace=meta.namespace, name=meta.name)
-        except (RuntimeFailure, NamingError, SpecError, OSError) as exc:
+        except (RuntimeFailure, NamingError, SpecError, api_errors.ApiError, OSError) as exc:
             raise self._sandbox_failed(pod, exc) from exc
+
+    async def _handler(self, pod: Pod) -> str:
+        """The runtime handler of the pod's RuntimeClass; empty: the runtime's default."""
+        name = pod.spec.runtime_class_name
+        if not name:
+            return ""
+        handler = await self.ports.sources.runtime_handler(name)
+        if handler is None:
+            raise SpecError(f'runtimeclass.node.k8s.io "{name}" not found')
+        return handler
 
     def _sandbox_failed(self, pod: Pod, exc: Exception) -> JobFailed:
         text = f"Failed to create pod sandbox: {exc}"
@@ -148,7 +159,14 @@ class Executor:
             cluster_domain=settings.cluster_domain,
         )
         parent = self.ports.cgroups.path(pod)
-        return sandbox_config(pod, attempt=attempt, dns=dns, cgroup_parent=parent, settings=settings)
+        return sandbox_config(
+            pod,
+            attempt=attempt,
+            dns=dns,
+            cgroup_parent=parent,
+            settings=settings,
+            users=self.ports.users.of(pod),
+        )
 
     async def pull_image(self, pod: Pod, container: Container, memory: Memory) -> None:
         """PullImage."""

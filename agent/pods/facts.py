@@ -45,6 +45,8 @@ class Figures:
     cpu_period: int = 0
     memory_limit: int = 0
     """Bytes."""
+    memory_swap: int = 0
+    """Bytes of memory and swap together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from agent.api.structs import ObjectMeta, Pod, Service
 from agent.pods import probe_record, spec
 from agent.pods.allocation import Allocations
+from agent.pods.directory import PodDirectory
 from agent.pods.ending import PodEnding
 from agent.pods.executor import Executor
-from agent.pods.facts import PodFacts, State
+from agent.pods.facts import PodFacts
 from agent.pods.garbage import ContainerCollector
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
@@ -32,6 +31,7 @@ from agent.pods.settings import PodSettings
 from agent.pods.status import Verdict
 from agent.pods.status_writer import StatusWriter
 from agent.pods.timeline import Timelines
+from agent.pods.user_namespaces import UserNamespaces
 from agent.pods.worker import TERMINAL, PodWorker
 from agent.probes.manager import ProbeFailure, ProbeResult
 from agent.probes.state import Kind
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 60.0
 
 
-class PodManager:
+class PodManager(PodDirectory):
     """Runs the pods of one node.
 
     `run` owns every task and returns when cancelled, leaving containers running.
@@ -87,24 +87,23 @@ class PodManager:
         self._writer = writer
         self._probes = probes
         self._waiting = set(await_sources)
-        self._workers: dict[str, PodWorker] = {}
-        self._mirrors: dict[str, Pod] = {}
         self._next: dict[str, Pod] = {}
         """Static pods that wait for the one of the same name before them, by that one's uid."""
         self.on_static_change: Callable[[], None] = lambda: None
         """Called when static pods or mirrors changed (see agent.pods.mirror)."""
         self.timelines = Timelines(clock)
-        self.observer = Observer(
+        observer = Observer(
             runtime=runtime,
             clock=clock,
             on_change=self._facts_changed,
             relist_seconds=settings.relist_seconds,
         )
+        super().__init__(observer)
         self._ports = Ports(
             settings=settings,
             clock=clock,
             runtime=runtime,
-            observer=self.observer,
+            observer=observer,
             images=ImagePuller(runtime=runtime, clock=clock, parallel=settings.max_parallel_pulls),
             volumes=volumes,
             probes=probes,
@@ -113,6 +112,7 @@ class PodManager:
             sources=sources,
             cgroups=cgroups,
             timelines=self.timelines,
+            users=UserNamespaces(settings.id_pool, settings.root),
             services=services,
             runtime_name=runtime_name,
         )
@@ -122,15 +122,18 @@ class PodManager:
         self.garbage = ContainerCollector(self._workers, executor=self._executor)
         """Removes dead containers."""
         self.volume_image = self._executor.volume_image
-        self._resizes = Resizes(
-            Allocations(settings.root),
-            active=lambda: (w for w in self._workers.values() if self._active(w)),
-            node=node,
-            clock=clock,
-            say=self._executor.say,
-        )
+        self._resizes = self._make_resizes()
         self._held: list[Pod] | None = []
         """Pods that came before the runtime's first list, without which they could be started twice."""
+
+    def _make_resizes(self) -> Resizes:
+        return Resizes(
+            Allocations(self._settings.root),
+            active=lambda: (w for w in self._workers.values() if self._active(w)),
+            node=self._node,
+            clock=self._clock,
+            say=self._executor.say,
+        )
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -228,22 +231,6 @@ class PodManager:
             if worker.pod.metadata.annotations.get(spec.HASH_ANNOTATION) == key:
                 worker.poke()
 
-    def status_target(self, pod: Pod) -> Pod | None:
-        """The API object that shows a pod's status: itself, or the mirror of a static pod."""
-        if not spec.is_static(pod):
-            return pod
-        key = pod.metadata.annotations.get(spec.HASH_ANNOTATION, "")
-        return next(
-            (
-                m
-                for m in self._mirrors.values()
-                if m.metadata.annotations.get(spec.MIRROR_ANNOTATION) == key
-                and m.metadata.name == pod.metadata.name
-                and m.metadata.deletion_timestamp is None
-            ),
-            None,
-        )
-
     def _admission(self, pod: Pod) -> Verdict | None:
         """Why the pod is refused; None when it may run, or already did."""
         facts = self.observer.of(pod.metadata.uid)
@@ -275,6 +262,7 @@ class PodManager:
     def _finished(self, uid: str) -> None:
         worker = self._workers.pop(uid, None)
         self._resizes.forget(uid)
+        self._ports.users.release(uid)
         self._resizes.retry()
         if worker is not None:
             log.info("pod gone pod=%s", spec.full_name(worker.pod))
@@ -348,67 +336,6 @@ class PodManager:
     def undelivered(self, worker: PodWorker) -> str:
         """Why the API has not taken that pod's last status; empty when it has."""
         return self._writer.problem(worker.pod)
-
-    def pods(self) -> list[Pod]:
-        """Every pod of this node with the status computed here (which the API may not have yet)."""
-        return [_with_status(w) for w in self._workers.values() if not w.removed]
-
-    def find(self, namespace: str, name: str, uid: str | None = None) -> Pod | None:
-        """The pod of that name (and uid, when given), with its computed status, or None."""
-        worker = self._find(namespace, name, uid)
-        return _with_status(worker) if worker is not None else None
-
-    def container_id(
-        self, namespace: str, name: str, container: str, *, previous: bool = False, uid: str | None = None
-    ) -> str | None:
-        """Runtime id (without scheme) of a pod's container, of the one before it when `previous`."""
-        facts = self._facts_of(namespace, name, uid)
-        fact = facts.previous(container) if previous else facts.latest(container)
-        return fact.id if fact is not None and fact.state is not State.CREATED else None
-
-    def sandbox_id(self, namespace: str, name: str, *, uid: str | None = None) -> str | None:
-        """Runtime id of the pod's ready sandbox (for port-forward)."""
-        box = self._facts_of(namespace, name, uid).sandbox
-        return box.id if box is not None and box.ready else None
-
-    def log_path(
-        self, namespace: str, name: str, container: str, *, previous: bool = False, uid: str | None = None
-    ) -> str | None:
-        """Absolute path of a container's log file, of the one before it when `previous`."""
-        facts = self._facts_of(namespace, name, uid)
-        fact = facts.previous(container) if previous else facts.latest(container)
-        return fact.log_path or None if fact is not None else None
-
-    def running_logs(self) -> list[tuple[str, Path]]:
-        """Ids and log files of all running containers, for log rotation."""
-        return [
-            (fact.id, Path(fact.log_path))
-            for uid in self._workers
-            for fact in self.observer.of(uid).containers
-            if fact.state is State.RUNNING and fact.log_path
-        ]
-
-    def _find(self, namespace: str, name: str, uid: str | None) -> PodWorker | None:
-        named = [
-            w
-            for w in self._workers.values()
-            if (w.pod.metadata.namespace, w.pod.metadata.name) == (namespace, name)
-            and uid in (None, "", w.uid, *self._mirror_uids(w.pod))
-        ]
-        # A pod and its successor of the same name may both be here while the first one ends.
-        return next((w for w in named if not w.removed), named[0] if named else None)
-
-    def _mirror_uids(self, pod: Pod) -> tuple[str, ...]:
-        mirror = self.status_target(pod) if spec.is_static(pod) else None
-        return (mirror.metadata.uid,) if mirror is not None else ()
-
-    def _facts_of(self, namespace: str, name: str, uid: str | None) -> PodFacts:
-        worker = self._find(namespace, name, uid)
-        return self.observer.of(worker.uid) if worker is not None else PodFacts(uid="")
-
-
-def _with_status(worker: PodWorker) -> Pod:
-    return msgspec.structs.replace(worker.pod, status=worker.memory.status)
 
 
 def _leftover(uid: str, facts: PodFacts) -> Pod:

@@ -111,6 +111,7 @@ def _wider(left: Figures, right: Figures) -> Figures:
         memory_limit=max(left.memory_limit, right.memory_limit)
         if left.memory_limit and right.memory_limit
         else 0,
+        memory_swap=right.memory_swap,
     )
 
 
@@ -123,7 +124,7 @@ def _cpu(figures: Figures) -> tuple[int, int]:
 
 
 def _memory_part(figures: Figures) -> Figures:
-    return Figures(memory_limit=figures.memory_limit)
+    return Figures(memory_limit=figures.memory_limit, memory_swap=figures.memory_swap)
 
 
 def _cpu_part(figures: Figures) -> Figures:

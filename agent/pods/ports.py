@@ -18,6 +18,7 @@ from agent.pods.observer import Observer
 from agent.pods.runtime import ExecResult
 from agent.pods.settings import PodSettings
 from agent.pods.timeline import Timelines
+from agent.pods.user_namespaces import UserNamespaces
 from agent.resources.pod_cgroups import PodCgroups
 from agent.volumes.base import BlockDevice, Mount, PreparedVolume, Sources
 from host.clocks import Clock
@@ -112,6 +113,7 @@ class Ports:
     sources: Sources
     cgroups: PodCgroups
     timelines: Timelines
+    users: UserNamespaces
     services: Callable[[], Sequence[Service] | None]
     """Services known to the node; None while the first list is still to come."""
     runtime_name: str = "nodelet-cri"

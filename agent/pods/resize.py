@@ -102,6 +102,7 @@ def figures_message(given: Figures) -> pb.LinuxContainerResources:
         cpu_quota=given.cpu_quota,
         cpu_period=given.cpu_period,
         memory_limit_in_bytes=given.memory_limit,
+        memory_swap_limit_in_bytes=given.memory_swap,
     )
 
 

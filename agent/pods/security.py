@@ -61,11 +61,11 @@ class SpecError(Exception):
     """The spec asks for something that is not valid or that this node does not do; the text names it."""
 
 
-def sandbox_security(pod: Pod) -> pb.LinuxSandboxSecurityContext:
+def sandbox_security(pod: Pod, users: pb.UserNamespace | None = None) -> pb.LinuxSandboxSecurityContext:
     """The sandbox's own context: its infrastructure process gets the least."""
     asked = pod.spec.security_context
     out = pb.LinuxSandboxSecurityContext(
-        namespace_options=namespaces(pod),
+        namespace_options=namespaces(pod, users=users),
         privileged=any(
             c.security_context and c.security_context.privileged for c in spec.every_container(pod)
         ),
@@ -81,10 +81,8 @@ def sandbox_security(pod: Pod) -> pb.LinuxSandboxSecurityContext:
     return out
 
 
-def namespaces(pod: Pod, *, target_id: str = "") -> pb.NamespaceOption:
+def namespaces(pod: Pod, *, target_id: str = "", users: pb.UserNamespace | None = None) -> pb.NamespaceOption:
     """Which namespaces the pod shares with the node, and its containers with each other."""
-    if pod.spec.host_users is False:
-        raise SpecError("hostUsers: false is not supported by this node: user namespaces are not implemented")
     if pod.spec.host_pid:
         pid = pb.NODE
     elif pod.spec.share_process_namespace:
@@ -95,6 +93,7 @@ def namespaces(pod: Pod, *, target_id: str = "") -> pb.NamespaceOption:
         network=pb.NODE if pod.spec.host_network else pb.POD,
         pid=pid,
         ipc=pb.NODE if pod.spec.host_ipc else pb.POD,
+        userns_options=users,
     )
     if target_id:
         options.pid = pb.TARGET

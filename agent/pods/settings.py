@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.pods.id_pool import IdPool
 from agent.pods.naming import Dns
 from agent.resources.swap import SwapPolicy
 
@@ -61,6 +62,8 @@ class PodSettings:
     """Dead containers kept on the node, negative: no limit (--maximum-dead-containers)."""
     dead_minimum_age: float = 0.0
     """Seconds a container has to be dead before it is removed (--minimum-container-ttl-duration)."""
+    id_pool: IdPool = field(default_factory=IdPool)
+    """Ids for pods with user namespaces of their own (userNamespaces.idsPerPod, /etc/subuid)."""
     relist_seconds: float = 60.0
     """How often everything is compared with the runtime's lists, as a net below its events."""
 

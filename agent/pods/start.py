@@ -152,6 +152,7 @@ async def _config(
         devices=devices,
         settings=ports.settings,
         target_id=target.id if target else "",
+        users=ports.users.of(pod),
     )
 
 

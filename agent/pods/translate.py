@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from agent.api.structs import Container, Pod
@@ -34,9 +35,19 @@ _PROTOCOL = {"TCP": pb.TCP, "UDP": pb.UDP, "SCTP": pb.SCTP}
 
 
 def sandbox_config(
-    pod: Pod, *, attempt: int, dns: Dns, cgroup_parent: str, settings: PodSettings
+    pod: Pod,
+    *,
+    attempt: int,
+    dns: Dns,
+    cgroup_parent: str,
+    settings: PodSettings,
+    users: pb.UserNamespace | None = None,
 ) -> pb.PodSandboxConfig:
-    """The configuration of a pod's sandbox. Raises NamingError, SpecError."""
+    """The configuration of a pod's sandbox. Raises NamingError, SpecError.
+
+    Args:
+        users: the pod's user namespace; None is the node's.
+    """
     _check_supported(pod)
     meta = pod.metadata
     config = pb.PodSandboxConfig(
@@ -50,8 +61,12 @@ def sandbox_config(
         annotations={**meta.annotations, facts.ANNOTATION_ROOT: settings.cgroup_root},
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=cgroup_parent,
-            security_context=sandbox_security(pod),
+            security_context=sandbox_security(pod, users),
             sysctls={s.name: s.value for s in pod.spec.security_context.sysctls},
+            overhead=_limits(qos.parse_all(pod.spec.overhead), qos.parse_all(pod.spec.overhead), settings),
+            resources=_limits(
+                qos.pod_requests(pod, overhead=False), qos.pod_limits(pod, overhead=False), settings
+            ),
         ),
     )
     if not pod.spec.host_network:
@@ -60,8 +75,6 @@ def sandbox_config(
 
 
 def _check_supported(pod: Pod) -> None:
-    if pod.spec.runtime_class_name:
-        raise SpecError(f"runtimeClassName {pod.spec.runtime_class_name!r} is not supported by this node")
     if pod.spec.resource_claims:
         raise SpecError("resourceClaims are not supported by this node")
 
@@ -100,6 +113,7 @@ def container_config(
     devices: Sequence[BlockDevice] = (),
     settings: PodSettings,
     target_id: str = "",
+    users: pb.UserNamespace | None = None,
 ) -> pb.ContainerConfig:
     """The configuration of one container. Raises SpecError.
 
@@ -110,6 +124,7 @@ def container_config(
         mounts: its volumes and the files the agent manages.
         devices: its raw block volumes.
         target_id: for an ephemeral container, the id of the container whose processes it shares.
+        users: the pod's user namespace; None is the node's.
     """
     config = pb.ContainerConfig(
         metadata=pb.ContainerMetadata(name=container.name, attempt=attempt),
@@ -118,15 +133,8 @@ def container_config(
         args=[expand(word, env) for word in container.args],
         working_dir=container.working_dir,
         envs=[pb.KeyValue(key=k, value=v.encode(errors="surrogateescape")) for k, v in env.items()],
-        mounts=[_mount(mount) for mount in mounts],
-        devices=[
-            pb.Device(
-                container_path=device.container_path,
-                host_path=device.host_path,
-                permissions="r" if device.read_only else "mrw",
-            )
-            for device in devices
-        ],
+        mounts=[_mount(mount, users) for mount in mounts],
+        devices=[_device(device) for device in devices],
         labels={**_pod_labels(pod), facts.LABEL_CONTAINER_NAME: container.name},
         annotations=_annotations(pod, container, attempt),
         log_path=f"{container.name}/{attempt}.log",
@@ -138,7 +146,8 @@ def container_config(
             security_context=container_security(pod, container, image=image, settings=settings),
         ),
     )
-    config.linux.security_context.namespace_options.CopyFrom(namespaces(pod, target_id=target_id))
+    options = namespaces(pod, target_id=target_id, users=users)
+    config.linux.security_context.namespace_options.CopyFrom(options)
     if container.lifecycle is not None and container.lifecycle.stop_signal:
         config.stop_signal = _signal(container.lifecycle.stop_signal)
     return config
@@ -175,7 +184,8 @@ def memory_request(container: Container) -> str:
     return str(int(qos.requests_of(container.resources).get("memory", 0)))
 
 
-def _mount(mount: Mount) -> pb.Mount:
+def _mount(mount: Mount, users: pb.UserNamespace | None) -> pb.Mount:
+    """A mount; in a pod with a user namespace files have the same owners inside as on the node."""
     return pb.Mount(
         container_path=mount.container_path,
         host_path=mount.host_path,
@@ -184,27 +194,44 @@ def _mount(mount: Mount) -> pb.Mount:
         recursive_read_only=mount.recursive_read_only,
         image=pb.ImageSpec(image=mount.image) if mount.image else None,
         image_sub_path=mount.image_sub_path,
+        uidMappings=users.uids if users is not None else (),
+        gidMappings=users.gids if users is not None else (),
     )
 
 
-def container_resources(pod: Pod, container: Container, settings: PodSettings) -> pb.LinuxContainerResources:
-    """CPU shares and quota, memory limit, huge pages and OOM score of one container."""
-    limits = qos.limits_of(pod, container)
-    requests = qos.requests_of(container.resources)
+def _device(device: BlockDevice) -> pb.Device:
+    return pb.Device(
+        container_path=device.container_path,
+        host_path=device.host_path,
+        permissions="r" if device.read_only else "mrw",
+    )
+
+
+def _limits(
+    requests: Mapping[str, Fraction], limits: Mapping[str, Fraction], settings: PodSettings
+) -> pb.LinuxContainerResources:
+    """CPU shares and quota and memory limit."""
     out = pb.LinuxContainerResources(
-        cpu_shares=qos.cpu_shares(requests.get("cpu", limits.get("cpu", qos.Fraction(0)))),
-        oom_score_adj=qos.oom_score_adj(pod, container, settings.memory_capacity),
+        cpu_shares=qos.cpu_shares(requests.get("cpu", limits.get("cpu", Fraction(0))))
     )
     if "memory" in limits:
         out.memory_limit_in_bytes = int(limits["memory"])
-    swap = swap_limit(pod, container, settings.swap)
-    if swap.memory_and_swap is not None:
-        out.memory_swap_limit_in_bytes = swap.memory_and_swap
-    out.unified.update(swap.unified)
     if settings.cpu_quota:
         out.cpu_period = settings.cpu_quota_period_us
         if limits.get("cpu"):
             out.cpu_quota = qos.cpu_quota_us(limits["cpu"], settings.cpu_quota_period_us)
+    return out
+
+
+def container_resources(pod: Pod, container: Container, settings: PodSettings) -> pb.LinuxContainerResources:
+    """CPU shares and quota, memory and swap limits, huge pages and OOM score of one container."""
+    limits = qos.limits_of(pod, container)
+    out = _limits(qos.requests_of(container.resources), limits, settings)
+    out.oom_score_adj = qos.oom_score_adj(pod, container, settings.memory_capacity)
+    swap = swap_limit(pod, container, settings.swap)
+    if swap.memory_and_swap is not None:
+        out.memory_swap_limit_in_bytes = swap.memory_and_swap
+    out.unified.update(swap.unified)
     asked = {name: int(amount) for name, amount in limits.items() if name.startswith("hugepages-")}
     for name, size in ({**dict.fromkeys(settings.hugepage_sizes, 0), **asked}).items():
         out.hugepage_limits.add(page_size=page_size(name), limit=size)

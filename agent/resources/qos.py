@@ -61,24 +61,24 @@ def qos_class(pod: Pod) -> str:
     return GUARANTEED if guaranteed else BURSTABLE
 
 
-def pod_requests(pod: Pod) -> dict[str, Fraction]:
+def pod_requests(pod: Pod, *, overhead: bool = True) -> dict[str, Fraction]:
     """What the scheduler counts for a pod: the larger of all app containers with sidecars and any init step,
     pod-level requests in their place where set, plus overhead."""
     total = aggregate(pod, requests_of)
     if pod.spec.resources is not None:
         total.update(requests_of(pod.spec.resources))
-    return _add(total, parse_all(pod.spec.overhead))
+    return _add(total, parse_all(pod.spec.overhead)) if overhead else total
 
 
-def pod_limits(pod: Pod) -> dict[str, Fraction]:
+def pod_limits(pod: Pod, *, overhead: bool = True) -> dict[str, Fraction]:
     """A pod's limit for each resource that *every* container limits, or the pod as a whole."""
     everyone = (*pod.spec.containers, *pod.spec.init_containers)
     total = aggregate(pod, lambda resources: parse_all(resources.limits))
     total = {n: v for n, v in total.items() if all(n in c.resources.limits for c in everyone)}
     if pod.spec.resources is not None:
         total.update(parse_all(pod.spec.resources.limits))
-    overhead = parse_all(pod.spec.overhead)
-    return {name: amount + overhead.get(name, Fraction(0)) for name, amount in total.items()}
+    extra = parse_all(pod.spec.overhead) if overhead else {}
+    return {name: amount + extra.get(name, Fraction(0)) for name, amount in total.items()}
 
 
 def aggregate(

@@ -140,6 +140,9 @@ class Sources(Protocol):
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         """POST .../serviceaccounts/{name}/token; the answer's status has the token and its expiry."""
 
+    async def runtime_handler(self, name: str) -> str | None:
+        """The handler a RuntimeClass names, or None when the class does not exist."""
+
 
 class Claims(Protocol):
     """Where claims and their volumes come from; None where an object does not exist."""

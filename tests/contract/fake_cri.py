@@ -94,6 +94,10 @@ class FakeCri:
         """What a container was created with."""
         return self._cons[container_id].config
 
+    def sandbox_config(self, sandbox_id: str) -> pb.PodSandboxConfig:
+        """What a sandbox was made with."""
+        return self._boxes[sandbox_id].config
+
     def sandboxes(self) -> list[facts.SandboxFact]:
         """All sandboxes, oldest first."""
         return [b.fact for b in self._boxes.values()]
@@ -151,6 +155,7 @@ class FakeCri:
             created_at=self.clock.now(),
             ips=() if host else (f"10.0.0.{number}",),
             host_network=host,
+            runtime_handler=handler,
             root=config.annotations.get(facts.ANNOTATION_ROOT, ""),
         )
         self._boxes[key] = _Sandbox(fact, config)

@@ -83,12 +83,16 @@ class FakeSources:
     def __init__(self) -> None:
         self.config_maps: dict[str, ConfigMap] = {}
         self.secrets: dict[str, Secret] = {}
+        self.handlers: dict[str, str] = {}
 
     async def get_config_map(self, namespace: str, name: str) -> ConfigMap | None:
         return self.config_maps.get(f"{namespace}/{name}")
 
     async def get_secret(self, namespace: str, name: str) -> Secret | None:
         return self.secrets.get(f"{namespace}/{name}")
+
+    async def runtime_handler(self, name: str) -> str | None:
+        return self.handlers.get(name)
 
     async def create_token(
         self, namespace: str, service_account: str, body: dict[str, Any]
