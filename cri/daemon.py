@@ -30,7 +30,7 @@ from cri.streaming.server import StreamServer
 from cri.streaming.tokens import Tokens
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
-from host.errors import InputError
+from host.errors import Busy, InputError
 from host.files import locked
 from host.unixsockets import clear
 
@@ -72,7 +72,7 @@ class Daemon:
         tokens = Tokens(clock)
         host, port = host_port(settings.stream_address)
         async with contextlib.AsyncExitStack() as stack:
-            await images.open()
+            await _open(images, settings.root)
             stack.push_async_callback(images.close)
             runtime = Runtime(settings.state / "runtime", spawner=self._spawner, cgroups=cgroups)
             stack.push_async_callback(runtime.close)
@@ -106,6 +106,13 @@ class Daemon:
             core.events.close()
             with contextlib.suppress(TimeoutError):  # what is not done by then is taken up at the next start
                 await asyncio.wait_for(core.joined.settle(), _SETTLE_SECONDS)
+
+
+async def _open(images: ImageStore, root: Path) -> None:
+    try:
+        await images.open()
+    except Busy as exc:
+        raise InputError(f"another nodelet-cri uses {root}, {exc.detail}: stop it or set --root") from exc
 
 
 def _tell_what_is_missing() -> None:

@@ -82,7 +82,8 @@ def run(settings: Settings) -> int:
             with locked(settings.state / "lock"):
                 return _serve(settings, spawner, missing(settings.root, settings.state))
         except Busy as exc:
-            raise InputError(f"another nodelet-cri uses {settings.state}: stop it or set --state") from exc
+            words = f"another nodelet-cri uses {settings.state}, {exc.detail}: stop it or set --state"
+            raise InputError(words) from exc
     finally:
         spawner.close()
 

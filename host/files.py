@@ -194,7 +194,8 @@ def locked(path: Path | str, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as exc:
-            raise Busy(errno.EBUSY, f"lock {path}", "another process holds it") from exc
+            holder = holders.lockers(Path(path)) or "another process"
+            raise Busy(errno.EBUSY, f"lock {path}", f"held by {holder}") from exc
         yield
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ it may have changed: a holder that has gone meanwhile is left out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def mounts(folder: Path, *, mountinfo: Path = Path("/proc/self/mountinfo")) -> s
         if point.is_relative_to(folder):
             found.append(f"{point} is a mount point")
     return _listed(found)
+
+
+def lockers(path: Path, *, proc: Path = Path("/proc")) -> str:
+    """Processes that hold a lock on a file (proc_locks(5)); empty where none is to be seen from here."""
+    inode = os.stat(path).st_ino
+    found = []
+    for line in (proc / "locks").read_text(encoding="ascii").splitlines():
+        fields = line.split()
+        # number: kind mode type pid device:device:inode start end; "->" in front of one that waits
+        if fields[1] != "->" and fields[5].endswith(f":{inode}") and fields[4].isdecimal():
+            found.append(int(fields[4]))
+    return processes(sorted(set(found)), proc=proc)
 
 
 def _process(pid: int, proc: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from pathlib import Path
 
+from host import holders
 from host.errors import InputError
 
 PATH_LIMIT = 107
@@ -29,9 +31,12 @@ def check_free(path: Path, *, fix: str) -> None:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return
-    raise InputError(f"another program listens on {path}: stop it or {fix}")
+        except OSError:  # a listener that accepts nobody, because it is stopped, has its path all the same
+            raise InputError(f"a program that does not answer listens on {path}: stop it or {fix}") from None
+        pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    raise InputError(f"another program listens on {path}, {holders.processes([pid])}: stop it or {fix}")
 
 
 def clear(path: Path, *, fix: str) -> None:

@@ -43,6 +43,22 @@ def test_mounts_at_and_below_a_folder(tmp_path: Path) -> None:
     assert holders.mounts(Path("/y"), mountinfo=table) == ""
 
 
+def test_who_has_locked_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    process(tmp_path, 7, "daemon", "S")
+    process(tmp_path, 8, "waits", "S")
+    inode = path.stat().st_ino
+    rows = [
+        f"1: FLOCK  ADVISORY  WRITE 7 fe:00:{inode} 0 EOF",
+        f"1: -> FLOCK  ADVISORY  WRITE 8 fe:00:{inode} 0 EOF",
+        f"2: FLOCK  ADVISORY  WRITE 8 fe:00:1{inode} 0 EOF",
+        "3: OFDLCK ADVISORY  READ -1 00:06:7 0 EOF",
+    ]
+    (tmp_path / "locks").write_text("".join(f"{row}\n" for row in rows))
+    assert holders.lockers(path, proc=tmp_path) == "7 (daemon)"
+
+
 def test_what_cannot_be_removed_is_busy_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> None:
         raise OSError(errno.EBUSY, "busy", str(folder / "in"))
