@@ -168,15 +168,18 @@ def remove_tree(folder: Path) -> None:
     """Remove a folder with all that is in it; a missing one is fine. Links are not followed.
 
     Raises:
-        HostError: EBUSY names what is mounted in there, which is left as it is.
+        Busy: something is mounted at or below it, which is named: its files are somebody else's, and nothing
+            is removed.
+        HostError: names the file that cannot be removed.
     """
+    if mounted := holders.mounts(folder):
+        raise Busy(errno.EBUSY, f"remove {folder}", mounted)
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
         return
     except OSError as exc:
-        detail = holders.mounts(folder) if exc.errno == errno.EBUSY else str(exc.filename or "")
-        raise from_errno(exc.errno or errno.EIO, f"remove {folder}", detail) from exc
+        raise from_errno(exc.errno or errno.EIO, f"remove {folder}", str(exc.filename or "")) from exc
 
 
 @contextmanager

@@ -31,12 +31,11 @@ def processes(pids: Iterable[int], *, proc: Path = Path("/proc")) -> str:
 
 def mounts(folder: Path, *, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
     """Paths at or below a folder that something is mounted on in this mount namespace; empty for none."""
-    found = []
-    for line in mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        point = Path(_unescaped(line.split(" ")[4]))
-        if point.is_relative_to(folder):
-            found.append(f"{point} is a mount point")
-    return _listed(found)
+    text = mountinfo.read_text(encoding="utf-8", errors="surrogateescape")
+    if _escaped(str(folder)) not in text:
+        return ""
+    points = [Path(_unescaped(line.split(" ")[4])) for line in text.splitlines()]
+    return _listed([f"{point} is a mount point" for point in points if point.is_relative_to(folder)])
 
 
 def lockers(path: Path, *, proc: Path = Path("/proc")) -> str:
@@ -67,8 +66,15 @@ def _listed(words: list[str]) -> str:
     return ", ".join(words[:_MOST]) + more
 
 
+_ESCAPES = {"\\": "\\134", " ": "\\040", "\t": "\\011", "\n": "\\012"}
+"""How mountinfo writes what would end a field (proc_pid_mountinfo(5))."""
+
+
+def _escaped(path: str) -> str:
+    return "".join(_ESCAPES.get(letter, letter) for letter in path)
+
+
 def _unescaped(field: str) -> str:
-    """Blanks and the like are octal in mountinfo (proc_pid_mountinfo(5))."""
-    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+    for letter, code in reversed(_ESCAPES.items()):
         field = field.replace(code, letter)
     return field

@@ -274,9 +274,12 @@ class Runtime:
                 return facts
         raise NotFound(errno.ENOENT, f"container {container_id}")
 
-    async def remove_container(self, sandbox_id: str, container_id: str) -> None:
+    async def remove_container(self, sandbox_id: str, container_id: str, *, cgroup: str = "") -> None:
         """Kill what is left of it, remove its cgroup and state. Overlay directories are the caller's.
         Idempotent.
+
+        Args:
+            cgroup: its cgroup, where the caller knows it; our own record of it may be lost.
 
         Raises:
             TimedOut, Busy: a process cannot be killed (uninterruptible sleep); a later call goes on.
@@ -290,7 +293,7 @@ class Runtime:
                 await self._let_forget(sandbox_id, container_id)
         reach("runtime.container_ended")
         self._pods.forget(sandbox_id, container_id)
-        await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id)
+        await asyncio.to_thread(self._state.remove_container, sandbox_id, container_id, cgroup=cgroup)
 
     async def _let_forget(self, sandbox_id: str, container_id: str) -> None:
         """Tell the supervisor that a container is no more; one that is stuck reads it when it goes on."""

@@ -216,22 +216,23 @@ class StateFolder:
             time.sleep(_RETRY_S)
         return ""
 
-    def remove_container(self, sandbox_id: str, container_id: str) -> None:
+    def remove_container(self, sandbox_id: str, container_id: str, *, cgroup: str = "") -> None:
         """Its processes, cgroup and folder.
+
+        Args:
+            cgroup: where it is, should there be no record of that any more.
 
         Raises:
             Busy: a process cannot be killed; the folder stays, so that a later call goes on.
         """
         folder = self.container(sandbox_id, container_id)
-        if not folder.is_dir():
-            return
         undo = self.read(folder, "container")
         if undo.get("oci"):
             from cri.runtime.oci.handlers import delete_container
 
             delete_container(undo["oci"], folder)
-        if undo.get("cgroup"):
-            self._cgroups.remove(undo["cgroup"])
+        if cgroup := undo.get("cgroup") or cgroup:
+            self._cgroups.remove(cgroup)
         reach("state.container_cgroup_removed")
         remove_tree(folder)
 

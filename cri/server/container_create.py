@@ -285,7 +285,8 @@ async def undo_container(core: Core, container: Container) -> None:
     The writable layer is deleted after the record, while nobody waits: `recover` deletes every layer that has
     no record, should the daemon end before. Mounts of image volumes in it go first, with their images.
     """
-    await core.runtime.remove_container(container.record.sandbox_id, container.id)
+    record = container.record
+    await core.runtime.remove_container(record.sandbox_id, container.id, cgroup=record.cgroup)
     reach("container_remove.runtime")
     data = data_folder(core, container.id)
     if container.record.volume_images:

@@ -12,7 +12,8 @@ against 0.05 ms; the highest number is the truth.
 The last two versions stay, and the first one that is not of something in the making is written twice. So when
 a record turns out damaged, the one before it has the same identity, configuration and network, and what is
 newer (an exit, a stop) is known to the supervisor and the kernel. A folder without any good record is moved
-to <state>/damaged for a person to look at; what the kernel has of it is then removed as an orphan.
+to <state>/damaged, where the last 16 stay for a person to look at; what the kernel has of it is then removed
+as an orphan.
 
 Not for: files of the running containers (cri/runtime) and images (cri/images).
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +48,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", "Sandbox", "Container")
 _SUFFIX = ".record"
+_MAX_DAMAGED = 16
 
 
 class UnknownId(LookupError):
@@ -234,11 +237,15 @@ def _write(root: Path, kind: str, record: SandboxRecord | ContainerRecord, versi
 
 
 def _move_aside(folder: Path) -> Path:
-    """Out of the way, and in place of what may be there of an earlier time."""
+    """Out of the way, and in place of what may be there of an earlier time; the oldest ones make room."""
     target = folder.parents[1] / "damaged" / f"{folder.parent.name}-{folder.name}"
     target.parent.mkdir(mode=0o700, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
-    return folder.rename(target)
+    folder.rename(target)
+    os.utime(target)
+    for old in sorted(target.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-_MAX_DAMAGED]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
 
 
 def _versions(folder: Path) -> list[int]:
