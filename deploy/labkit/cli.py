@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const="stock",
         default="nodelet",
-        help="kubelet, containerd, runc and the reference plugins",
+        help="kubelet, containerd, runc, the reference plugins and flannel",
     )
     kind.add_argument(
         "--kubelet",

@@ -62,6 +62,7 @@ KUBERNETES_LDFLAGS = " ".join(
 )
 _CNI = "github.com/containernetworking/plugins/plugins"
 _CONTAINERD = "github.com/containerd/containerd/v2"
+_C_COMPILER = {"/usr/bin/gcc": "gcc", "/usr/include/stdio.h": "libc6-dev"}
 
 
 def recipe(project: versions.Project) -> Recipe:
@@ -94,11 +95,20 @@ def recipe(project: versions.Project) -> Recipe:
                 cgo=True,
                 install=True,
                 debian={
-                    "/usr/bin/gcc": "gcc",
-                    "/usr/include/stdio.h": "libc6-dev",
+                    **_C_COMPILER,
                     "/usr/include/seccomp.h": "libseccomp-dev",
                     "/usr/bin/pkg-config": "pkg-config",
                 },
+            )
+        case "flannel":
+            module = "github.com/flannel-io/flannel"
+            return Recipe(
+                module=module,
+                version=version,
+                packages=(module,),
+                cgo=True,
+                install=True,
+                debian=_C_COMPILER,
             )
         case "cni-plugins":
             kinds = {"bridge": "main", "loopback": "main", "host-local": "ipam", "portmap": "meta"}

@@ -150,7 +150,14 @@ class Lab:
         controlplane.node_kubeconfig(self.layout, control, node.name, disk / "etc/kubernetes")
         machine, _ = machines.ensure(self.layout, self.records, node.name, address=node.address)
         for service in nodes.services(self.layout, node):
-            ensure_service(self.layout, self.records, machine, service)
+            if not service.needs_pod_range:
+                ensure_service(self.layout, self.records, machine, service)
+
+    def _set_pod_range(self, node: Node, pod_cidr: str) -> None:
+        nodes.set_pod_range(self.layout, node, pod_cidr)
+        for service in nodes.services(self.layout, node):
+            if service.needs_pod_range:
+                ensure_service(self.layout, self.records, self.machine(node.name), service)
 
     def _apply(self, names: Sequence[str]) -> None:
         files = [f"--filename={MANIFESTS / name}" for name in names]
@@ -166,7 +173,7 @@ class Lab:
                 if node is None:
                     continue
                 if pod_cidr := found["spec"].get("podCIDR"):
-                    nodes.set_pod_range(self.layout, node, pod_cidr)
+                    self._set_pod_range(node, pod_cidr)
                 if _condition(found, "Ready"):
                     del waiting[name]
             for name in waiting:
@@ -194,7 +201,10 @@ class Lab:
     def check_running(self, node: Node) -> None:
         """Raise LabError, with its last words, when one of a node's programs has ended."""
         for service in nodes.services(self.layout, node):
-            if not processes.alive(self.records.read(node.name, service.name)):
+            running = self.records.read(node.name, service.name)
+            if running is None and service.needs_pod_range:
+                continue
+            if not processes.alive(running):
                 log = self.layout.log(node.name, service.name)
                 tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-2:])
                 raise LabError(f"{service.name} on {node.name} has ended: {tail} (all of it: {log})")

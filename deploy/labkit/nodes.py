@@ -92,8 +92,7 @@ def find(lab: Layout, name: str) -> Node:
 def kubelet_configuration(lab: Layout, node: Node) -> dict[str, object]:
     """The KubeletConfiguration of a node of the lab; all kinds get the same, but for a taint.
 
-    Nothing connects the pods of a node without nodelet with the others' (flannel is not part of it), so only
-    pods that ask for it are scheduled there.
+    Only pods that ask for it are scheduled on a node without nodelet.
     """
     taint = {"key": "lab/stock", "value": "true", "effect": "NoSchedule"}
     taints = [] if node.kind == "nodelet" else [taint]
@@ -147,6 +146,7 @@ def install(lab: Layout, node: Node) -> None:
         stocknode.install_proxy(node, disk)
     if node.kind == "stock":
         stocknode.install_runtime(lab, disk, HOSTS_TOML)
+        stocknode.install_flannel(disk)
         return
     _write_yaml(disk / "etc/nodelet/nodelet.yaml", nodelet_configuration())
     mirrors = disk / "etc/nodelet/registries.d/_default"
@@ -162,7 +162,7 @@ def set_pod_range(lab: Layout, node: Node, pod_cidr: str) -> None:
     """Write the conflist of a node that nodelet does not run, once the cluster has given it its pod range."""
     disk = lab.machine(node.name)
     if node.kind == "stock":
-        stocknode.set_pod_range(disk, pod_cidr)
+        stocknode.set_pod_range(disk, pod_cidr, flannel=True)
     elif node.kind == "kubelet":
         folder = disk / "etc/cni/net.d"
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def program(name: str) -> Path:
 def services(lab: Layout, node: Node) -> tuple[Service, ...]:
     """The programs of a node, in starting order."""
     if node.kind == "stock":
-        return (stocknode.runtime(lab), *stocknode.kubelet(lab, node))
+        return (stocknode.runtime(lab), *stocknode.kubelet(lab, node), stocknode.flannel(lab, node))
     runtime = Service(
         name="nodelet-cri", argv=(str(program("nodelet-cri")),), socket=CRI_SOCKET.removeprefix("unix://")
     )

@@ -23,12 +23,14 @@ class Service:
         argv: what to run.
         env: variables beside PATH and HOME.
         socket: Unix socket that is there before the next program is started; empty for none.
+        needs_pod_range: it ends at once on a node that the cluster has not given a pod range yet.
     """
 
     name: str
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     socket: str = ""
+    needs_pod_range: bool = False
 
 
 def ensure_service(lab: Layout, records: Records, machine: Machine, service: Service) -> bool:

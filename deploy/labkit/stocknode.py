@@ -1,4 +1,4 @@
-"""A stock node in the lab: kubelet, kube-proxy, containerd and runc with the reference CNI plugins.
+"""A stock node in the lab: kubelet, kube-proxy, containerd and runc, the reference CNI plugins and flannel.
 
 The counterpart nodelet is measured against and plays together with (its kubelet on nodelet-cri, too), in the
 same namespaces, with the same KubeletConfiguration and the same images.
@@ -15,6 +15,8 @@ from deploy.labkit.layout import POD_NETWORK, Layout, Node
 from deploy.labkit.services import Service
 
 SOCKET = "unix:///run/containerd/containerd.sock"
+_FLANNEL_CONFIG = "etc/kubernetes/flannel.json"
+_TUNNEL_MTU = 1450
 _CONTAINERD = """\
 version = 3
 root = "/var/lib/containerd"
@@ -40,8 +42,13 @@ state = "/run/containerd"
 """
 
 
-def network(pod_cidr: str) -> dict[str, object]:
-    """The conflist of a stock node with this pod range: bridge, host-local, portmap."""
+def network(pod_cidr: str, *, flannel: bool) -> dict[str, object]:
+    """The conflist of a stock node with this pod range: bridge, host-local, portmap.
+
+    Args:
+        flannel: whether flannel runs there; it masquerades itself, and its tunnel takes 50 bytes of a packet.
+    """
+    bridge: dict[str, object] = {"ipMasq": not flannel, **({"mtu": _TUNNEL_MTU} if flannel else {})}
     return {
         "cniVersion": "1.0.0",
         "name": "stock",
@@ -50,8 +57,8 @@ def network(pod_cidr: str) -> dict[str, object]:
                 "type": "bridge",
                 "bridge": "cni0",
                 "isGateway": True,
-                "ipMasq": True,
                 "hairpinMode": True,
+                **bridge,
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{"subnet": pod_cidr}]],
@@ -99,13 +106,13 @@ def install_runtime(lab: Layout, disk: Path, hosts_toml: str) -> None:
             shutil.copy(lab.binary(versions.REFERENCE_CNI, name), plugins / name)
 
 
-def set_pod_range(disk: Path, pod_cidr: str) -> None:
+def set_pod_range(disk: Path, pod_cidr: str, *, flannel: bool) -> None:
     """Write the conflist as soon as the cluster has given the node its pod range; containerd sees it come."""
     folder = disk / "etc/cni/net.d"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "10-stock.conflist"
     temp = folder / ".10-stock.new"
-    temp.write_text(json.dumps(network(pod_cidr)))
+    temp.write_text(json.dumps(network(pod_cidr, flannel=flannel)))
     temp.rename(path)
 
 
@@ -138,4 +145,27 @@ def kubelet(lab: Layout, node: Node) -> tuple[Service, ...]:
             name="kube-proxy",
             argv=(str(lab.binary(versions.KUBE_PROXY)), "--config=/etc/kubernetes/kube-proxy.yaml"),
         ),
+    )
+
+
+def install_flannel(disk: Path, backend: str = "vxlan") -> None:
+    """Write flannel's configuration. Its defaults (VNI 1, port 8472) are nodelet's as well."""
+    text = json.dumps({"Network": POD_NETWORK, "Backend": {"Type": backend}})
+    (disk / _FLANNEL_CONFIG).write_text(text)
+
+
+def flannel(lab: Layout, node: Node) -> Service:
+    """flannel, which reads the other nodes' places from their Node objects and writes its own there."""
+    return Service(
+        name="flannel",
+        argv=(
+            str(lab.binary(versions.FLANNEL_DAEMON)),
+            "--kube-subnet-mgr",
+            "--kubeconfig-file=/etc/kubernetes/kubelet.conf",
+            f"--net-config-path=/{_FLANNEL_CONFIG}",
+            f"--iface={node.address}",
+            "--ip-masq",
+        ),
+        env=(("NODE_NAME", node.name),),
+        needs_pod_range=True,
     )

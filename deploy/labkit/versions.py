@@ -12,6 +12,7 @@ COREDNS = "1.15.0"
 CONTAINERD = "2.4.2"
 RUNC = "1.4.0"
 CNI_PLUGINS = "1.9.1"
+FLANNEL = "0.26.7"
 GO_MINIMUM = (1, 26)
 
 COREDNS_IMAGE = f"docker.io/coredns/coredns:{COREDNS}"
@@ -56,5 +57,6 @@ RUNC_RUNTIME = Project(name="runc", version=RUNC, programs=("runc",))
 REFERENCE_CNI = Project(
     name="cni-plugins", version=CNI_PLUGINS, programs=("bridge", "loopback", "host-local", "portmap")
 )
+FLANNEL_DAEMON = Project(name="flannel", version=FLANNEL, programs=("flannel",))
 STOCK_KUBELET = (KUBELET, KUBE_PROXY)
-STOCK_NODE = (KUBELET, KUBE_PROXY, CONTAINERD_RUNTIME, RUNC_RUNTIME, REFERENCE_CNI)
+STOCK_NODE = (KUBELET, KUBE_PROXY, CONTAINERD_RUNTIME, RUNC_RUNTIME, REFERENCE_CNI, FLANNEL_DAEMON)

@@ -153,7 +153,7 @@ def start_stock(folder: Path, *, registry: int, lab: Layout) -> Runtime:
     hosts = (_mirrors(folder, registry) / "_default/hosts.toml").read_text()
     (disk / "etc/kubernetes").mkdir(parents=True)
     stocknode.install_runtime(lab, disk, hosts)
-    stocknode.set_pod_range(disk, _STOCK_SUBNET)
+    stocknode.set_pod_range(disk, _STOCK_SUBNET, flannel=False)
     config = disk / "etc/containerd/config.toml"
     text = config.read_text()
     for there in ("/var/lib/containerd", "/etc/containerd/certs.d", "/opt/cni/bin", "/etc/cni/net.d"):

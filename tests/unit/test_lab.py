@@ -107,6 +107,11 @@ def test_a_kubelet_on_nodelet_cri_uses_its_socket_and_waits_for_it():
     assert endpoint == f"unix://{runtime.socket}"
 
 
+def test_flannel_waits_for_the_pod_range():
+    lab, node = Layout(name="x"), Node(name="s", index=0, kind="stock")
+    assert [each.name for each in nodes.services(lab, node) if each.needs_pod_range] == ["flannel"]
+
+
 def test_nodes_are_remembered_and_addresses_reused(tmp_path):
     lab = Layout(name="x", state_root=tmp_path)
     assert nodes.known(lab) == []
@@ -127,7 +132,7 @@ def test_each_node_has_a_cgroup_root_of_its_own():
 
 
 def test_the_stock_network_uses_the_nodes_pod_range():
-    bridge = stocknode.network("10.244.7.0/24")["plugins"][0]
+    bridge = stocknode.network("10.244.7.0/24", flannel=True)["plugins"][0]
     assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.7.0/24"}]]
 
 

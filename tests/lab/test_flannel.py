@@ -1,0 +1,100 @@
+"""Rows E01 and E04 with a stock node: kubelet, containerd, the bridge plugin and flannel, beside nodelet's.
+
+Both sides tell each other where they are by flannel's annotations alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from kit import container, http_server, pod, until
+
+STOCK, OURS = "s1", "n1"
+TOLERATIONS = [{"key": "lab/stock", "operator": "Exists"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stock_node(lab):
+    """The node, for the tests of this file."""
+    with lab.locked():
+        lab.add_node(STOCK, kind="stock")
+    yield
+    with lab.locked():
+        lab.remove_node(STOCK)
+
+
+@pytest.fixture
+def address(ns):
+    """Pods by node: a web server that answers with the node's name, on each side."""
+    names = (OURS, "n2", STOCK)
+    ns.apply(*(pod(name, container(http_server(name)), node=name, tolerations=TOLERATIONS) for name in names))
+    return {name: ns.wait_running(name)["status"]["podIP"] for name in names}
+
+
+def answers(ns, source, address, times=20):
+    """Who answers a pod's requests."""
+    again = f"for i in $(seq {times}); do wget -qO- http://{address}/; done"
+    return set(ns.sh(source, again).split())
+
+
+def annotations(cluster, node):
+    """flannel's annotations of a Node."""
+    found = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))["metadata"]["annotations"]
+    return {key.removeprefix("flannel.alpha.coreos.com/"): value for key, value in found.items()}
+
+
+def test_e01_every_pod_and_node_reaches_every_pod(ns, address):
+    for source, target in itertools.permutations(address, 2):
+        url = f"http://{address[target]}:8080/"
+        assert ns.sh(source, f"wget -qO- {url}").strip() == target
+        assert ns.cluster.node(source, "busybox", "wget", "-qO-", url).strip() == target
+
+
+@pytest.mark.parametrize(("source", "target"), [(OURS, STOCK), (STOCK, OURS)])
+def test_e01_the_other_side_sees_the_pods_own_address(ns, address, source, target):
+    where = pod("listener", container("exec nc -ll -p 9000 -e cat"), node=target, tolerations=TOLERATIONS)
+    ns.apply(where)
+    listener = ns.wait_running("listener")["status"]["podIP"]
+    ns.sh(source, f"(sleep 3 | nc {listener} 9000) >/dev/null 2>&1 & sleep 1")
+    rows = [line.split() for line in ns.sh("listener", "netstat -tn").splitlines() if ":9000" in line]
+    assert {row[4].rsplit(":", 1)[0].removeprefix("::ffff:") for row in rows} == {address[source]}
+
+
+def test_e04_both_announce_themselves_in_the_same_words(cluster, address):
+    ours, theirs = annotations(cluster, OURS), annotations(cluster, STOCK)
+    assert ours.keys() >= theirs.keys()
+    for node, found in ((OURS, ours), (STOCK, theirs)):
+        device = json.loads(cluster.node(node, "ip", "-j", "-d", "link", "show", "flannel.1"))[0]
+        assert json.loads(found["backend-data"]) == {"VNI": 1, "VtepMAC": device["address"]}
+        assert device["mtu"] == 1450
+        assert found["backend-type"] == "vxlan"
+
+
+def test_e04_the_largest_packets_pass(ns, address):
+    for source, target in ((OURS, STOCK), (STOCK, OURS)):
+        assert ns.sh(source, f"ping -c1 -W5 -s {1450 - 28} {address[target]}")
+
+
+def test_a_service_over_both_kinds_of_nodes(ns, address):
+    ns.kubectl("label", "pod", *address, "part=web")
+    ns.kubectl("create", "service", "clusterip", "web", "--tcp=80:8080")
+    # In place of create's own selector, which a merge would keep.
+    ns.kubectl(
+        "patch", "service", "web", "-p", json.dumps({"spec": {"selector": {"app": None, "part": "web"}}})
+    )
+    vip = json.loads(ns.kubectl("get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
+    for source in address:
+        until(f"all answer {source}", lambda source=source: answers(ns, source, vip) == set(address))
+
+
+def test_a_flannel_node_that_leaves_takes_its_route_along(lab, cluster):
+    """Last in this file: the node is added again for the fixture's end."""
+    theirs = json.loads(cluster.kubectl("get", "node", STOCK, "-o", "json"))["spec"]["podCIDR"]
+    assert theirs in cluster.node(OURS, "ip", "route")
+    with lab.locked():
+        lab.remove_node(STOCK)
+    until("the route is gone", lambda: theirs not in cluster.node(OURS, "ip", "route"))
+    with lab.locked():
+        lab.add_node(STOCK, kind="stock")
