@@ -42,7 +42,6 @@ from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
 from agent.server.server import KubeletServer
 from agent.services.proxy import ServiceProxy
-from agent.volumes.base import VolumeError
 from agent.volumes.manager import VolumeManager
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
@@ -93,7 +92,13 @@ class Agent:
         self._pod_watch: Informer[Pod] | None = None
         self._mirrors: MirrorPods | None = None
         self._sources = (
-            ApiSources(client, pods=lambda: self.pods.pods(), on_change=self._refresh) if client else None
+            ApiSources(
+                client,
+                pods=lambda: self.pods.pods(),
+                on_change=lambda pod: self._volumes.changed(pod),
+            )
+            if client
+            else None
         )
         self.overlay = Overlay(
             node_name=name,
@@ -114,7 +119,6 @@ class Agent:
         self._static = self._make_static()
         self._certificate = startup.serving_certificate(settings, client=client, ips=self._ips, clock=clock)
         self.server = self._make_server()
-        self._refreshing: set[asyncio.Task[None]] = set()
 
     def _tell_about_node(self, reason: str, message: str, *, kind: str = "Warning") -> None:
         reference = node_reference(self._settings.node_name)
@@ -309,6 +313,8 @@ class Agent:
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None:
             self.pods.put(new)
+            if old is not None:
+                self._volumes.pod_changed(old, new)
         elif old is not None:
             self.pods.remove(old)
         changed = new or old
@@ -362,22 +368,6 @@ class Agent:
         if self._client is not None:
             patch = {"metadata": {"annotations": dict(annotations)}}
             await self._client.patch(resources.NODES, self._settings.node_name, patch, kind=PatchKind.MERGE)
-
-    def _refresh(self, pod: Pod) -> None:
-        """An object that a pod's volumes show has changed."""
-        task = asyncio.create_task(self._refresh_volumes(pod), name=f"refresh {pod.metadata.name}")
-        self._refreshing.add(task)
-        task.add_done_callback(self._refreshing.discard)
-
-    async def _refresh_volumes(self, pod: Pod) -> None:
-        try:
-            await self._volumes.refresh(pod)
-        except VolumeError as exc:
-            log.warning("volume not refreshed pod=%s/%s error=%s", *_name(pod), exc)
-
-
-def _name(pod: Pod) -> tuple[str, str]:
-    return pod.metadata.namespace, pod.metadata.name
 
 
 def _first(group: BaseExceptionGroup[InputError]) -> InputError:

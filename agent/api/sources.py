@@ -82,6 +82,7 @@ class ApiSources:
         self._on_change = on_change
         self._informers: dict[Key, Informer[Object]] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._immutable: dict[Key, Object] = {}
 
     async def run(self) -> None:
         """Drop watches nobody needs, until cancelled; then all of them."""
@@ -129,6 +130,8 @@ class ApiSources:
 
     async def _get(self, resource: Resource[T], namespace: str, name: str) -> T | None:
         key = (resource.plural, namespace, name)
+        if key in self._immutable:
+            return self._immutable[key]  # type: ignore[return-value]
         informer = self._informers.get(key)
         if informer is not None and informer.synced.is_set():
             return informer.store.get(f"{namespace}/{name}")  # type: ignore[return-value]
@@ -136,11 +139,17 @@ class ApiSources:
             found = await self._client.get(resource, name, namespace=namespace)
         except errors.NotFound:
             found = None
-        self._follow(key, resource)
+        if found is not None and getattr(found, "immutable", False) and self._needed(key):
+            self._immutable[key] = found  # it never changes, so a watch would only cost (KEP-1412)
+        else:
+            self._follow(key, resource)
         return found
 
+    def _needed(self, key: Key) -> bool:
+        return any(key in live_references(pod) for pod in self._pods())
+
     def _follow(self, key: Key, resource: Resource[T]) -> None:
-        if key in self._informers or not any(key in live_references(pod) for pod in self._pods()):
+        if key in self._informers or not self._needed(key):
             return
         selection = Selection(resource, namespace=key[1], field_selector=f"metadata.name={key[2]}")
         informer = Informer(self._client, selection, lambda old, new: self._changed(key))
@@ -154,6 +163,8 @@ class ApiSources:
 
     def _sweep(self) -> None:
         needed = {key for pod in self._pods() for key in live_references(pod)}
+        for key in self._immutable.keys() - needed:
+            del self._immutable[key]
         for key in self._informers.keys() - needed:
             self._informers.pop(key)
             self._tasks.pop(key).cancel()

@@ -51,6 +51,19 @@ async def set_up(context: Context, volume: Volume) -> PreparedVolume:
     )
 
 
+def differs(old: Pod, new: Pod) -> bool:
+    """Whether a downwardAPI volume of the pod may show something else than before."""
+    projections = (volume.projected.sources for volume in new.spec.volumes if volume.projected is not None)
+    shown = any(volume.downward_api is not None for volume in new.spec.volumes) or any(
+        source.downward_api is not None for sources in projections for source in sources
+    )
+    return shown and (
+        old.metadata.labels != new.metadata.labels
+        or old.metadata.annotations != new.metadata.annotations
+        or old.spec.containers != new.spec.containers
+    )
+
+
 def collect(
     pod: Pod, items: Sequence[DownwardAPIVolumeFile], *, mode: int, allocatable: Mapping[str, str]
 ) -> dict[str, atomic.File]:

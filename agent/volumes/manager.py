@@ -8,14 +8,13 @@ because the content is either rebuilt from the API or the pod's own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.api.errors import ApiError
-from agent.volumes import claim, plugins
+from agent.volumes import claim, downward_api, plugins
 from agent.volumes.base import (
     AllocatableGetter,
     BlockDevice,
@@ -31,6 +30,7 @@ from agent.volumes.base import (
 )
 from agent.volumes.children import Children
 from agent.volumes.containers import block_devices, mount_of, subpath_of
+from agent.volumes.following import Follower
 from agent.volumes.mounts import HostMounter, Mounter
 from agent.volumes.subpath import bind_subpath, bind_subpath_in_child
 from agent.volumes.teardown import remove_pod
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Mount", "PreparedVolume", "VolumeError", "VolumeManager"]
 
-_log = logging.getLogger(__name__)
-_RENEWAL_CHECK = 30.0
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,127}")
@@ -95,20 +93,24 @@ class VolumeManager:
         self._locks: dict[str, asyncio.Lock] = {}
         self._claims_locks: dict[str, asyncio.Lock] = {}
         self._pods: dict[str, Pod] = {}
+        self._follower = Follower(refresh=self.refresh, due=self._due, clock=self._clock)
 
     async def run(self) -> None:
-        """Renew projected tokens at 80 % of their life until cancelled."""
-        while True:
-            await self._clock.sleep(_RENEWAL_CHECK)
-            for uid in self._tokens.due():
-                pod = self._pods.get(uid)
-                if pod is None:
-                    self._tokens.forget(uid)
-                    continue
-                try:
-                    await self.refresh(pod)
-                except VolumeError as exc:
-                    _log.warning("pod %s/%s: %s", pod.metadata.namespace, pod.metadata.name, exc.message)
+        """Keep live volumes in step, and renew projected tokens at 80 % of their life, until cancelled."""
+        await self._follower.run()
+
+    def changed(self, pod: Pod) -> None:
+        """To be called by whoever watches: an object that the pod's volumes show has changed."""
+        if pod.metadata.uid in self._pods:
+            self._follower.changed(pod)
+
+    def pod_changed(self, old: Pod, new: Pod) -> None:
+        """The pod itself has changed: what it tells of itself by downwardAPI may be other now."""
+        if downward_api.differs(old, new):
+            self.changed(new)
+
+    def _due(self) -> list[Pod]:
+        return [self._pods[uid] for uid in self._tokens.due() if uid in self._pods]
 
     async def prepare(self, pod: Pod) -> dict[str, PreparedVolume]:
         """Set up every volume of a pod; safe to repeat.
@@ -127,8 +129,7 @@ class VolumeManager:
     async def refresh(self, pod: Pod) -> bool:
         """Rewrite the volumes that follow API objects (configMap, secret, projected, downwardAPI).
 
-        To be called by whoever watches, when such an object or the pod's metadata changed. When an object has
-        vanished the old content stays, as with kubelet.
+        When an object has vanished the old content stays, as with kubelet.
 
         Returns:
             whether any file changed.
@@ -205,6 +206,7 @@ class VolumeManager:
         async with self._lock(pod_uid):
             self._pods.pop(pod_uid, None)
             self._tokens.forget(pod_uid)
+            self._follower.forget(pod_uid)
             try:
                 await remove_pod(self._pod_directory(pod_uid), unmounter=self._unmounter)
             except OSError as exc:

@@ -30,7 +30,9 @@ from agent.api.structs import (
     VolumeMount,
     VolumeProjection,
 )
+from agent.volumes.following import CHECK, Follower
 from agent.volumes.manager import Mount, VolumeError
+from host.clocks import FakeClock, settle
 
 
 @pytest.fixture
@@ -297,3 +299,45 @@ async def test_an_api_error_is_a_failed_mount(node: Node) -> None:
     node.api.get_secret = refuse
     message = await fails(node, pod(Volume(name="v", secret=SecretVolumeSource(secret_name="s"))))
     assert message == 'MountVolume.SetUp failed for volume "v" : secrets is forbidden'
+
+
+async def test_the_pods_labels_are_followed(node: Node) -> None:
+    item = DownwardAPIVolumeFile(path="labels", field_ref=ObjectFieldSelector(field_path="metadata.labels"))
+    source = DownwardAPIVolumeSource(items=(item,))
+    projection = ProjectedVolumeSource(sources=(VolumeProjection(downward_api=source),))
+    for volume in (Volume(name="d", downward_api=source), Volume(name="d", projected=projection)):
+        old, new = pod(volume, labels={"x": "1"}), pod(volume, labels={"x": "2"})
+        file = (await node.manager.prepare(old))["d"].host_path / "labels"
+        node.manager.pod_changed(old, new)
+        await written(file, 'x="2"')
+        await node.manager.teardown("u1")
+        node.manager.pod_changed(new, old)
+        await settle()
+        assert not file.exists()
+
+
+async def test_what_could_not_be_written_is_tried_again() -> None:
+    clock, seen, failures = FakeClock(), [], [VolumeError("disk full"), VolumeError("disk full")]
+
+    async def refresh(wanted: Pod) -> None:
+        seen.append(wanted.metadata.labels["x"])
+        await asyncio.sleep(0)
+        if failures:
+            raise failures.pop()
+
+    follower = Follower(refresh=refresh, due=list, clock=clock)
+    running = asyncio.create_task(follower.run())
+    follower.changed(pod(labels={"x": "1"}))
+    await settle()
+    follower.changed(pod(labels={"x": "2"}))
+    await asyncio.sleep(0)
+    follower.changed(pod(labels={"x": "3"}))
+    follower.changed(pod(labels={"x": "4"}))  # while 2 is being written: 3 is never
+    await settle()
+    assert seen == ["1", "2", "4"]
+    failures.append(VolumeError("disk full"))
+    follower.changed(pod(labels={"x": "5"}))
+    await clock.advance(CHECK)
+    await clock.advance(CHECK)
+    assert seen == ["1", "2", "4", "5", "5"]
+    running.cancel()
