@@ -46,6 +46,7 @@ from agent.volumes.manager import VolumeManager
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
 from host.errors import InputError
+from host.lsm import security_modules
 
 log = logging.getLogger(__name__)
 RESTART_PAUSE = 5.0
@@ -66,6 +67,7 @@ class Agent:
         self._ips = tuple(ips)
         kubelet = settings.kubelet
         clock = self._clock = SystemClock()
+        self._modules = security_modules()
         name = settings.node_name
         self._cgroups = Cgroups()
         machine = startup_resources.machine(settings, self._cgroups)
@@ -350,10 +352,12 @@ class Agent:
     def _node_facts(self) -> NodeFacts:
         node = self.node.node
         informed = self._nodes.store.get(self._settings.node_name) if self._nodes is not None else None
-        labels = (informed or node or startup.lone_node(self._settings)).metadata.labels
+        known = informed or node or startup.lone_node(self._settings)
         return NodeFacts(
             name=self._settings.node_name,
-            labels=labels,
+            labels=known.metadata.labels,
+            taints=known.spec.taints,
+            apparmor=self._modules.apparmor,
             allocatable=self.node.status.allocatable,
             max_pods=self.node.plan.max_pods,
             pressures=frozenset(self.guards.eviction.pressures),

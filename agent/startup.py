@@ -152,6 +152,8 @@ def pod_settings(
         dead_in_all=settings.options.dead_in_all,
         dead_minimum_age=settings.options.dead_minimum_age,
         unsafe_sysctls=kubelet.allowed_unsafe_sysctls,
+        pull_verification=kubelet.image_pull_credentials_verification_policy,
+        preloaded_images=kubelet.preloaded_images_verification_allowlist,
         id_pool=id_pool(
             length=kubelet.user_namespaces.ids_per_pod,
             max_pods=kubelet.max_pods,

@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 API_VERSION = "kubelet.config.k8s.io/v1beta1"
 KIND = "KubeletConfiguration"
 
+PULL_POLICIES = (
+    "NeverVerify",
+    "NeverVerifyPreloadedImages",
+    "NeverVerifyAllowlistedImages",
+    "AlwaysVerify",
+)
 EVICTION_HARD = {
     "memory.available": "100Mi",
     "nodefs.available": "10%",
@@ -72,8 +78,6 @@ UNUSED = frozenset(
         "tlsCurvePreferences",
         "registryPullQPS",
         "registryBurst",
-        "imagePullCredentialsVerificationPolicy",
-        "preloadedImagesVerificationAllowlist",
         "eventRecordQPS",
         "eventBurst",
         "enableContentionProfiling",
@@ -245,6 +249,8 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     seccomp_default: bool = False
     crash_loop_back_off: CrashLoopBackOff = CrashLoopBackOff()
     user_namespaces: UserNamespaces = UserNamespaces()
+    image_pull_credentials_verification_policy: str = "NeverVerifyPreloadedImages"
+    preloaded_images_verification_allowlist: tuple[str, ...] = ()
     oom_score_adj: int = -999
     # Pressure
     eviction_hard: dict[str, str] = msgspec.field(default_factory=lambda: dict(EVICTION_HARD))
@@ -319,6 +325,9 @@ def _check(config: KubeletConfiguration, where: str) -> None:
         raise InputError(f"{where}: cgroupDriver must be cgroupfs or systemd, not {config.cgroup_driver!r}")
     if config.cgroup_driver == "systemd":
         log.warning("cgroupDriver systemd has no effect here: the layout is cgroupfs's source=%s", where)
+    if config.image_pull_credentials_verification_policy not in PULL_POLICIES:
+        names = ", ".join(PULL_POLICIES)
+        raise InputError(f"{where}: imagePullCredentialsVerificationPolicy must be one of {names}")
     if config.authorization.mode not in ("Webhook", "AlwaysAllow"):
         raise InputError(f"{where}: authorization.mode must be Webhook or AlwaysAllow")
     if bool(config.tls_cert_file) != bool(config.tls_private_key_file):

@@ -11,7 +11,7 @@ import binascii
 import fnmatch
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.api.structs import Secret
 from proto.cri import runtime_pb2 as pb
@@ -20,22 +20,30 @@ _HUB = "docker.io"
 _HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io/v1", "index.docker.io", "registry-1.docker.io")
 
 
-def credentials(image: str, secrets: Iterable[Secret]) -> list[pb.AuthConfig]:
+class Credential(NamedTuple):
+    """What a registry is shown, and the secret it is from."""
+
+    auth: pb.AuthConfig
+    secret: Secret
+
+
+def credentials(image: str, secrets: Iterable[Secret]) -> list[Credential]:
     """The credentials that fit an image, best match first; empty when there are none.
 
     Secrets that cannot be read are skipped: another one may still fit, and the pull's own error will tell.
     """
-    repository = _repository(image)
-    found: list[tuple[int, pb.AuthConfig]] = []
+    wanted = repository(image)
+    found: list[tuple[int, Credential]] = []
     for secret in secrets:
         for address, entry in _entries(secret):
             pattern = _normal(address)
-            if _matches(pattern, repository):
-                found.append((len(pattern), _auth(entry, address)))
-    return [auth for _, auth in sorted(found, key=lambda item: item[0], reverse=True)]
+            if _matches(pattern, wanted):
+                found.append((len(pattern), Credential(_auth(entry, address), secret)))
+    return [credential for _, credential in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
-def _repository(image: str) -> str:
+def repository(image: str) -> str:
+    """The image's full name without tag and digest: `docker.io/library/busybox` for `busybox:1.36`."""
     name = image.partition("@")[0]
     first, slash, rest = name.partition("/")
     if not slash or not ("." in first or ":" in first or first == "localhost"):

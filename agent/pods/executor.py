@@ -174,14 +174,20 @@ class Executor:
         def say(kind: str, reason: str, message: str) -> None:
             self.say(pod, kind, reason, message, container=container.name)
 
+        def note(text: str) -> None:
+            memory.notes[container.name] = text
+            memory.wake()
+
         try:
-            secrets = await self._pull_secrets(pod) if spec.pull_policy(container) != "Never" else []
-            image = await self.ports.images.ensure(container, secrets=secrets, say=say)
+            secrets = await self._pull_secrets(pod)
+            image = await self.ports.images.ensure(container, secrets=secrets, say=say, note=note)
         except ImageProblem as exc:
             say("Warning", "Failed", f"Error: {exc.reason}")
             longest = 300.0 if exc.later else 10.0
             first = 10.0 if exc.later else 2.0
             raise JobFailed(exc.reason, exc.message, later=exc.later, first=first, maximum=longest) from exc
+        finally:
+            memory.notes.pop(container.name, None)
         memory.images[container.name] = image
 
     async def volume_image(self, pod: Pod, reference: str, policy: str) -> str:

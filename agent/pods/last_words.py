@@ -18,7 +18,8 @@ from agent.pods.facts import ContainerFact
 from agent.pods.memory import Memory
 from agent.pods.settings import PodSettings
 
-MESSAGE_LIMIT = 4096
+MESSAGE_LIMIT, MESSAGES_LIMIT = 4096, 12288
+"""Bytes of a termination message, and of all messages of a pod together; kubelet's figures."""
 TAIL_BYTES, TAIL_LINES = 2048, 80
 """Of a termination message that is taken from the log; kubelet's figures."""
 CRASH_LINE = 200
@@ -36,6 +37,11 @@ def message_file(settings: PodSettings, pod: Pod, container: str, attempt: int) 
 
 def termination_message(pod: Pod, fact: ContainerFact, settings: PodSettings) -> str:
     """A dead container's last words: its message file, or the end of its log where the policy says so."""
+    share = MESSAGES_LIMIT // max(1, len(tuple(spec.every_container(pod))))
+    return _last_words(pod, fact, settings)[:share]
+
+
+def _last_words(pod: Pod, fact: ContainerFact, settings: PodSettings) -> str:
     container = spec.find_container(pod, fact.name)
     text = _read_tail(message_file(settings, pod, fact.name, fact.restart_count), MESSAGE_LIMIT)
     if text or container is None or container.termination_message_policy != "FallbackToLogsOnError":

@@ -104,7 +104,7 @@ class PodManager(PodDirectory):
             clock=clock,
             runtime=runtime,
             observer=observer,
-            images=ImagePuller(runtime=runtime, clock=clock, parallel=settings.max_parallel_pulls),
+            images=ImagePuller(runtime=runtime, clock=clock, settings=settings),
             volumes=volumes,
             probes=probes,
             events=events,

@@ -6,6 +6,7 @@ status.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.api.structs import PodStatus
@@ -24,6 +25,8 @@ class Memory:
 
     status: PodStatus
     """The last status computed."""
+    wake: Callable[[], None] = lambda: None
+    """Makes the worker look again."""
     volumes: Volumes = Volumes.UNKNOWN
     prepared: dict[str, PreparedVolume] = field(default_factory=dict)
     images: dict[str, ImageFact] = field(default_factory=dict)
@@ -33,6 +36,8 @@ class Memory:
     condemned: dict[str, Condemned] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
     """Ids of containers that were killed in order to run again."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Container name → how far its image's pull is."""
     holds: dict[str, tuple[str, str]] = field(default_factory=dict)
     hooking: set[str] = field(default_factory=set)
     """Ids of containers whose postStart hook is running."""

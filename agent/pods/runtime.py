@@ -26,6 +26,7 @@ from agent.pods.convert import (
     owner_of,
     sandbox_fact,
 )
+from agent.pods.pull_progress import PullShown, pulls_shown
 from proto.cri import runtime_pb2 as pb
 from proto.cri import runtime_pb2_grpc as rpc
 
@@ -114,6 +115,10 @@ class Runtime:
     async def status(self, *, verbose: bool = False) -> pb.StatusResponse:
         """RuntimeReady and NetworkReady conditions, handlers, features."""
         return await self._call("Status", pb.StatusRequest(verbose=verbose), timeout=10)
+
+    async def pulls(self) -> Sequence[PullShown]:
+        """The pulls under way, where the runtime tells."""
+        return pulls_shown((await self.status(verbose=True)).info)
 
     # --- sandboxes ----------------------------------------------------------------------------------------
 

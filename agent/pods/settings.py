@@ -47,6 +47,10 @@ class PodSettings:
     """How pods use swap (memorySwap)."""
     hugepage_sizes: tuple[str, ...] = ()
     """Huge page resources of the node; a container that asks for none of a size may use none."""
+    pull_verification: str = "NeverVerifyPreloadedImages"
+    """When a pod must hold credentials of an image that is there (imagePullCredentialsVerificationPolicy)."""
+    preloaded_images: tuple[str, ...] = ()
+    """Names that need none with NeverVerifyAllowlistedImages (preloadedImagesVerificationAllowlist)."""
     memory_capacity: int = 0
     """The node's memory in bytes, for OOM scores."""
     capacity: Mapping[str, str] = field(default_factory=dict)

@@ -36,6 +36,8 @@ class ContainerView:
 
     holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Container name → why it is not (re)started now: reason and message."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Container name → what there is to say of its start while nothing holds it."""
     started: frozenset[str] = frozenset()
     """Ids of containers that count as started."""
     ready: frozenset[str] = frozenset()
@@ -181,7 +183,8 @@ def _absent(
         return old
     hold = view.holds.get(container.name)
     waits_for_init = pod.spec.init_containers and container.name in names
-    reason, message = hold or ("PodInitializing" if waits_for_init else "ContainerCreating", "")
+    note = view.notes.get(container.name, "")
+    reason, message = hold or ("PodInitializing" if waits_for_init else "ContainerCreating", note)
     state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))
     last, restarts_ = ContainerState(), old.restart_count if old else 0
     if old is not None and old.state.running is not None:

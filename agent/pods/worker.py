@@ -57,7 +57,7 @@ class PodWorker:
         self.desired = pod
         """The pod as the API, or the manifest, has it."""
         self.removed = False
-        self.memory = Memory(status=pod.status)
+        self.memory = Memory(status=pod.status, wake=self.poke)
         self.ended = asyncio.Event()
         """Set when the pod was stopped and nothing of it runs, is mounted or has a cgroup."""
         self._executor = executor
@@ -340,6 +340,7 @@ class PodWorker:
             stopping=memory.stop is not None,
             again=seen.again,
             figures=seen.figures,
+            notes=memory.notes,
         )
         if (
             memory.stop is not None

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from agent.api.structs import NodeSelectorRequirement, NodeSelectorTerm, Pod
+from agent.api.structs import NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint
 from agent.resources import qos
 from agent.resources.eviction.admission import refusal
 
+OS_LABEL = "kubernetes.io/os"
+SOURCE_ANNOTATION = "kubernetes.io/config.source"
 _SCALARS = ("cpu", "memory", "ephemeral-storage")
 
 
@@ -38,6 +40,9 @@ class NodeFacts:
     pressures: frozenset[str] = frozenset()
     """Pressure conditions that are True now."""
     shutting_down: bool = False
+    taints: tuple[Taint, ...] = ()
+    apparmor: bool = True
+    """Whether the kernel can enforce AppArmor profiles."""
 
 
 def admit(pod: Pod, others: Iterable[Pod], node: NodeFacts) -> Rejection | None:
@@ -47,17 +52,47 @@ def admit(pod: Pod, others: Iterable[Pod], node: NodeFacts) -> Rejection | None:
     pressed = refusal(pod, node.pressures)
     if pressed is not None:
         return Rejection(*pressed)
+    if pod.metadata.labels.get(OS_LABEL, "linux") != "linux":
+        text = f"Failed to admit pod as the `{OS_LABEL}` label doesn't match node label"
+        return Rejection("PodOSSelectorNodeLabelDoesNotMatch", text)
     if pod.spec.os is not None and pod.spec.os.name not in ("", "linux"):
         return Rejection("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS")
-    if pod.spec.node_name not in ("", node.name):
-        return _predicate("NodeName", "node(s) didn't match the requested node name")
+    rest = list(others)
+    return room(pod, rest, node) or _predicates(pod, rest, node) or _apparmor(pod, node)
+
+
+def _predicates(pod: Pod, others: list[Pod], node: NodeFacts) -> Rejection | None:
     if not _affine(pod, node):
         return _predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector")
-    rest = list(others)
-    taken = {key for other in rest for key in host_ports(other)}
+    if pod.spec.node_name not in ("", node.name):
+        return _predicate("NodeName", "node(s) didn't match the requested node name")
+    taken = {key for other in others for key in host_ports(other)}
     if any(_clashes(mine, taken) for mine in host_ports(pod)):
         return _predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports")
-    return room(pod, rest, node)
+    static = pod.metadata.annotations.get(SOURCE_ANNOTATION, "api") != "api"
+    if not static and not all(_tolerated(t, pod) for t in node.taints if t.effect == "NoExecute"):
+        return _predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate")
+    return None
+
+
+def _apparmor(pod: Pod, node: NodeFacts) -> Rejection | None:
+    if node.apparmor:
+        return None
+    containers = (*pod.spec.init_containers, *pod.spec.containers, *pod.spec.ephemeral_containers)
+    contexts = [c.security_context for c in containers if c.security_context is not None]
+    profiles = [pod.spec.security_context.app_armor_profile, *(c.app_armor_profile for c in contexts)]
+    if any(p is not None and p.type != "Unconfined" for p in profiles):
+        return Rejection("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host")
+    return None
+
+
+def _tolerated(taint: Taint, pod: Pod) -> bool:
+    return any(
+        (not t.effect or t.effect == taint.effect)
+        and (not t.key or t.key == taint.key)
+        and (t.operator == "Exists" or t.value == taint.value)
+        for t in pod.spec.tolerations
+    )
 
 
 def _predicate(name: str, text: str) -> Rejection:

@@ -17,6 +17,7 @@ import grpc
 
 from agent.pods import facts
 from agent.pods.convert import Event, ImageFact, figures
+from agent.pods.pull_progress import PullShown
 from agent.pods.runtime import (
     ExecResult,
     RuntimeFailure,
@@ -71,6 +72,7 @@ class FakeCri:
         """Call name → seconds it takes."""
         self.hooks: dict[str, ExecResult] = {}
         """Command line → its result."""
+        self.pulling: list[PullShown] = []
         self.memory_usage = 1 << 20
         """Bytes each running container uses."""
         self._boxes: dict[str, _Sandbox] = {}
@@ -330,6 +332,9 @@ class FakeCri:
             raise RuntimeFailure(grpc.StatusCode.NOT_FOUND, found)
         self.images[ref] = found
         return found.id
+
+    async def pulls(self) -> Sequence[PullShown]:
+        return self.pulling
 
     # --- watching -----------------------------------------------------------------------------------------
 

@@ -181,11 +181,11 @@ def secret(auths: dict[str, Any]) -> Secret:
 def test_credentials_go_only_where_they_belong(image: str, address: str, fits: bool) -> None:
     both = secret({address: {"auth": base64.b64encode(b"u:p:q").decode()}})
     found = credentials(image, [both, Secret(data={".dockerconfigjson": "!!"}), Secret()])
-    assert [(a.username, a.password) for a in found] == ([("u", "p:q")] if fits else [])
+    assert [(c.auth.username, c.auth.password) for c in found] == ([("u", "p:q")] if fits else [])
 
 
 def test_the_closest_credential_comes_first() -> None:
     two = secret(
         {"r.io": {"username": "all", "password": "x"}, "r.io/team": {"username": "team", "password": "x"}}
     )
-    assert [a.username for a in credentials("r.io/team/app", [two])] == ["team", "all"]
+    assert [c.auth.username for c in credentials("r.io/team/app", [two])] == ["team", "all"]

@@ -43,7 +43,8 @@ async def test_pull_policies(tmp_path: Path) -> None:
         there = {"name": "app", "image": "busybox:1"}
         await node.put(make_pod(metadata={"name": "b", "uid": "u2"}, spec={"containers": [there]}))
         assert "pull" not in [call for call, _ in node.cri.calls]
-        assert node.events.message("Pulled") == 'Container image "busybox:1" already present on machine'
+        text = 'Container image "busybox:1" already present on machine and can be accessed by the pod'
+        assert node.events.message("Pulled") == text
         bad = {"name": "app", "image": "UPPER/case::x"}
         await node.put(make_pod(metadata={"name": "c", "uid": "u3"}, spec={"containers": [bad]}))
         assert node.pod("c").status.container_statuses[0].state.waiting.reason == "InvalidImageName"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from podkit import FakeCgroups, make_pod
 
-from agent.api.structs import Pod
+from agent.api.structs import Pod, Taint
 from agent.resources import qos
 from agent.resources.admission import NodeFacts, admit
 from agent.resources.pod_cgroups import PodCgroups, pod_resources
@@ -185,11 +185,55 @@ def affinity(*expressions: dict[str, Any], key: str = "matchExpressions") -> dic
         ),
         (make_pod(spec=port(80, "1.1.1.1")), [make_pod(metadata=OTHER, spec=port(80))], "NodePorts"),
         (make_pod(spec={"os": {"name": "windows"}}), [], "PodOSNotSupported"),
+        (
+            make_pod(metadata={"labels": {"kubernetes.io/os": "windows"}}),
+            [],
+            "PodOSSelectorNodeLabelDoesNotMatch",
+        ),
+        (make_pod(metadata={"labels": {"kubernetes.io/os": "linux"}}), [], ""),
+        # What is missing is told before what does not match, as kubelet's order of checks has it.
+        (sized(requests("3"), nodeName="n2"), [], "OutOfcpu"),
     ],
 )
 def test_admission(pod: Pod, others: list[Pod], reason: str) -> None:
     refused = admit(pod, others, NODE)
     assert (refused.reason if refused else "") == reason
+
+
+@pytest.mark.parametrize(
+    ("toleration", "effect", "reason"),
+    [
+        (None, "NoExecute", "TaintToleration"),
+        (None, "NoSchedule", ""),
+        ({"operator": "Exists"}, "NoExecute", ""),
+        ({"key": "gpu", "value": "yes", "effect": "NoExecute"}, "NoExecute", ""),
+        ({"key": "gpu", "value": "no", "effect": "NoExecute"}, "NoExecute", "TaintToleration"),
+        ({"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}, "NoExecute", "TaintToleration"),
+    ],
+)
+def test_taints_that_end_pods_also_keep_them_out(
+    toleration: dict[str, Any] | None, effect: str, reason: str
+) -> None:
+    node = NodeFacts(name="n1", taints=(Taint(key="gpu", value="yes", effect=effect),))
+    pod = make_pod(spec={"tolerations": [toleration] if toleration else []})
+    refused = admit(pod, [], node)
+    assert (refused.reason if refused else "") == reason
+    static = make_pod(metadata={"annotations": {"kubernetes.io/config.source": "file"}})
+    assert admit(static, [], node) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}, "AppArmor"),
+        ({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_profile_nobody_can_enforce_is_refused(spec: dict[str, Any], reason: str) -> None:
+    refused = admit(make_pod(spec=spec), [], NodeFacts(name="n1", apparmor=False))
+    assert (refused.reason if refused else "") == reason
+    assert admit(make_pod(spec=spec), [], NodeFacts(name="n1")) is None
 
 
 def test_the_refusal_says_how_much_is_missing() -> None:
