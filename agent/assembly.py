@@ -37,6 +37,7 @@ from agent.pods.mirror import MirrorPods
 from agent.pods.runtime import Runtime
 from agent.pods.spec import is_mirror
 from agent.pods.static import StaticPods
+from agent.pods.static_url import UrlPods
 from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
@@ -199,10 +200,8 @@ class Agent:
         )
 
     def _make_static(self) -> StaticPods | None:
-        folder = self._settings.static_pods
-        if folder is None:
-            return None
-        if self._client is not None:
+        folder, url = self._settings.static_pods, self._settings.kubelet.static_pod_url
+        if self._client is not None and (folder is not None or url):
             self._mirrors = MirrorPods(
                 client=self._client,
                 clock=self._clock,
@@ -212,6 +211,8 @@ class Agent:
                 mirrors=lambda: [pod for pod in self._api_pods() if is_mirror(pod)],
             )
             self.pods.on_static_change = self._mirrors.wake
+        if folder is None:
+            return None
         return StaticPods(
             folder=folder,
             node_name=self._settings.node_name,
@@ -219,6 +220,21 @@ class Agent:
             on_put=lambda pod: self._static_changed(self.pods.put, pod),
             on_remove=lambda pod: self._static_changed(self.pods.remove, pod),
             on_complete=lambda: self.pods.complete("file"),
+        )
+
+    def _make_url_pods(self) -> UrlPods | None:
+        kubelet = self._settings.kubelet
+        if not kubelet.static_pod_url:
+            return None
+        return UrlPods(
+            url=kubelet.static_pod_url,
+            headers=kubelet.static_pod_url_header,
+            every=kubelet.http_check_frequency,
+            node_name=self._settings.node_name,
+            clock=self._clock,
+            on_put=lambda pod: self._static_changed(self.pods.put, pod),
+            on_remove=lambda pod: self._static_changed(self.pods.remove, pod),
+            on_complete=lambda: self.pods.complete("http"),
         )
 
     def _make_server(self) -> KubeletServer | None:
@@ -261,6 +277,7 @@ class Agent:
             "server": self.server,
             "serving-certificate": self._certificate if self.server is not None else None,
             "static-pods": self._static,
+            "url-pods": self._make_url_pods(),
             "mirror-pods": self._mirrors,
             "rotation": self._rotation(),
             "log-rotation": startup.log_rotation(

@@ -174,7 +174,8 @@ def _optional_text(path: Path) -> str:
 def pod_sources(settings: Settings) -> tuple[str, ...]:
     """Names of the places pods come from."""
     api = () if settings.options.standalone else ("api",)
-    return (*api, "file") if settings.static_pods else api
+    files = ("file",) if settings.static_pods else ()
+    return (*api, *files, *(("http",) if settings.kubelet.static_pod_url else ()))
 
 
 def exec_probe(runtime: Runtime) -> Any:

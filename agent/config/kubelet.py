@@ -60,7 +60,6 @@ _IRREGULAR = {
 
 UNUSED = frozenset(
     [
-        "staticPodURL",
         "fileCheckFrequency",
         "cgroupsPerQOS",
         "enableDebuggingHandlers",
@@ -71,8 +70,6 @@ UNUSED = frozenset(
         "defaultPodSysctls",
         "podLogsDirMode",
         "syncFrequency",
-        "httpCheckFrequency",
-        "staticPodURLHeader",
         "readOnlyPort",
         "tlsCipherSuites",
         "tlsCurvePreferences",
@@ -198,6 +195,11 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     kind: str = KIND
     # Where things are
     static_pod_path: str = ""
+    static_pod_url: str = msgspec.field(default="", name="staticPodURL")
+    static_pod_url_header: dict[str, tuple[str, ...]] = msgspec.field(
+        default_factory=dict, name="staticPodURLHeader"
+    )
+    http_check_frequency: Duration = Duration(20)
     pod_logs_dir: str = "/var/log/pods"
     cgroup_root: str = "/"
     cgroup_driver: str = "cgroupfs"

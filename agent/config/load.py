@@ -84,7 +84,7 @@ def load(options: Options) -> Settings:
         options=options,
         node_name=node_name(options.hostname_override),
     )
-    if options.standalone and settings.static_pods is None:
+    if options.standalone and settings.static_pods is None and not settings.kubelet.static_pod_url:
         raise InputError("flag --standalone needs pods to run: add --manifests DIR")
     return settings
 

@@ -10,12 +10,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from podkit import Node, make_pod, settle
 
 from agent.api import errors
 from agent.api.structs import ObjectMeta, Pod
+from agent.pods.manifest import parse_manifest, parse_manifests
 from agent.pods.mirror import MirrorPods, mirror_of, plan_mirrors
-from agent.pods.static import StaticPods, parse_manifest
+from agent.pods.static import StaticPods
+from agent.pods.static_url import UrlPods
 from host.clocks import FakeClock
 from host.errors import InputError
 
@@ -212,3 +216,87 @@ async def test_an_edited_static_pod_waits_for_its_predecessor(tmp_path: Path) ->
 
 def test_the_kit_makes_api_pods() -> None:
     assert make_pod().metadata == ObjectMeta(name="web", namespace="default", uid="u1", generation=1)
+
+
+# --- from a URL -------------------------------------------------------------------------------------------
+
+LIST = """
+apiVersion: v1
+kind: PodList
+items:
+- {metadata: {name: one}, spec: {containers: [{name: app, image: busybox}]}}
+- {metadata: {name: two}, spec: {containers: [{name: app, image: busybox}]}}
+"""
+
+
+def from_url(text: str) -> tuple[Pod, ...]:
+    return parse_manifests(text.encode(), source="http://here/pods", node_name="n1")
+
+
+def test_a_url_may_answer_one_pod_or_a_list() -> None:
+    assert [p.metadata.name for p in from_url(LIST)] == ["one-n1", "two-n1"]
+    (pod,) = from_url(GOOD)
+    assert pod.metadata.annotations["kubernetes.io/config.source"] == "http"
+    assert pod.spec.tolerations == ()
+    assert from_url("{apiVersion: v1, kind: PodList, items: []}") == ()
+    with pytest.raises(InputError, match="http://here/pods: items"):
+        from_url("{apiVersion: v1, kind: PodList, items: 3}")
+
+
+class Server:
+    """A web server with one answer, on a free port of the loopback."""
+
+    def __init__(self) -> None:
+        self.text, self.status, self.asked = LIST, 200, asyncio.Event()
+        self.headers: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.headers = request.headers.getall("X-Who", [])
+        self.asked.set()
+        return web.Response(text=self.text, status=self.status)
+
+
+async def test_pods_of_a_url_follow_it_and_outlive_its_troubles(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server, app, clock = Server(), web.Application(), FakeClock()
+    app.router.add_get("/pods", server.answer)
+    there = TestServer(app)
+    await there.start_server()
+    running: set[str] = set()
+    complete: list[str] = []
+    pods = UrlPods(
+        url=str(there.make_url("/pods")),
+        headers={"X-Who": ["n1", "me"]},
+        every=20,
+        node_name="n1",
+        clock=clock,
+        on_put=lambda pod: running.add(pod.metadata.name),
+        on_remove=lambda pod: running.discard(pod.metadata.name),
+        on_complete=lambda: complete.append("http"),
+    )
+
+    async def ask_again() -> None:
+        server.asked.clear()
+        await clock.advance(20)
+        await server.asked.wait()
+
+    server.status = 503
+    task = asyncio.create_task(pods.run())
+    await server.asked.wait()
+    await _eventually(lambda: "answered 503" in caplog.text)
+    assert (running, complete) == (set(), [])
+    server.status = 200
+    await ask_again()
+    await _eventually(lambda: running == {"one-n1", "two-n1"})
+    assert (complete, server.headers) == (["http"], ["n1", "me"])
+    server.text = GOOD
+    await ask_again()
+    await _eventually(lambda: running == {"web-n1"})
+    server.text = "kind: [}"
+    await ask_again()
+    await _eventually(lambda: "not YAML" in caplog.text)
+    assert running == {"web-n1"}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await there.close()
