@@ -34,7 +34,11 @@ from agent.node.facts import Machine
 from agent.resources.eviction.signals import Amount
 
 WEB_SOCKETS = "ExtendWebSocketsToKubelet"
-POD_FEATURES = ("InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers")
+POD_FEATURES = (
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+)
 """Declared features (KEP-5328) without which the API server refuses pods, or changes of them, here."""
 
 

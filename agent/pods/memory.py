@@ -48,6 +48,8 @@ class Memory:
     """Ids of containers this agent process started itself."""
     killing: set[str] = field(default_factory=set)
     """Ids of containers this agent process has told to stop."""
+    restarting: bool = False
+    """Whether all containers are being restarted because one of them ended."""
     stop: Stop | None = None
     stop_grace: int | None = None
     verdict: Verdict | None = None

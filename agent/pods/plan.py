@@ -33,8 +33,9 @@ from agent.pods.actions import (
 )
 from agent.pods.facts import ContainerFact, PodFacts, SandboxFact, State
 from agent.pods.plan_resize import plan_resize
+from agent.pods.plan_restart_all import plan_restart_all
 from agent.pods.plan_stop import plan_stop, retrying
-from agent.pods.restart import finished, policy_of, restart_at, wants_start
+from agent.pods.restart import finished, policy_of, restart_all_sources, restart_at, wants_start
 
 FRESH = 2.0
 """Seconds a failure is shown by its own name before it is shown as a back-off."""
@@ -44,6 +45,9 @@ def plan(pod: Pod, seen: Observed) -> list[Action]:
     """The next actions. Empty when everything is as it should be, or jobs under way will tell more."""
     if seen.stop is not None:
         return plan_stop(pod, seen, seen.stop)
+    sources = restart_all_sources(pod, seen.facts)
+    if sources:
+        return plan_restart_all(seen, sources)
     if finished(pod, seen.facts, seen.again):
         return plan_stop(pod, seen, None)
     actions = _kills(pod, seen) + _garbage(seen)

@@ -15,6 +15,7 @@ from agent.pods.facts import ContainerFact, PodFacts, State
 CRASH_INITIAL = 10.0
 CRASH_MAXIMUM = 300.0
 CRASH_RESET = 600.0
+RESTART_ALL = "RestartAllContainers"
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,39 @@ def restarts(pod: Pod, container: Container, exit_code: int) -> bool:
 
     Container rules first (KEP-5307), then the container's own policy, then the pod's.
     """
-    for rule in container.restart_policy_rules:
-        codes = rule.exit_codes
-        if rule.action == "Restart" and codes is not None:
-            hit = exit_code in codes.values
-            if hit == (codes.operator == "In"):
-                return True
+    if rule_action(container, exit_code) in ("Restart", RESTART_ALL):
+        return True
     policy = policy_of(pod, container)
     if any(c.name == container.name for c in pod.spec.init_containers) and policy == "Always":
         # An init container under a pod policy Always repeats only until it has succeeded.
         return spec.is_sidecar(container) or exit_code != 0
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+
+def rule_action(container: Container, exit_code: int) -> str:
+    """What the first rule says that matches an exit code; empty when none does (KEP-5307, KEP-5532)."""
+    for rule in container.restart_policy_rules:
+        codes = rule.exit_codes
+        if codes is not None and (exit_code in codes.values) == (codes.operator == "In"):
+            return rule.action
+    return ""
+
+
+def may_restart_all(pod: Pod) -> bool:
+    """Whether an exit of one container can restart them all."""
+    every = (*pod.spec.init_containers, *pod.spec.containers)
+    return any(rule.action == RESTART_ALL for c in every for rule in c.restart_policy_rules)
+
+
+def restart_all_sources(pod: Pod, facts: PodFacts) -> tuple[ContainerFact, ...]:
+    """The containers whose exits ask for all to be restarted."""
+    found = []
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        fact = facts.latest(container.name)
+        ended = fact is not None and fact.state is State.EXITED
+        if fact is not None and ended and rule_action(container, fact.exit_code) == RESTART_ALL:
+            found.append(fact)
+    return tuple(found)
 
 
 def wants_start(

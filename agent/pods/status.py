@@ -18,7 +18,7 @@ from agent.api.structs import Condition, ContainerStatus, Pod, PodIP, PodStatus
 from agent.api.times import format_time
 from agent.pods import spec
 from agent.pods.facts import PodFacts
-from agent.pods.restart import restarts
+from agent.pods.restart import may_restart_all, restarts
 from agent.pods.status_containers import ContainerView, container_statuses
 from agent.pods.status_resize import IN_PROGRESS, PENDING, ResizeDraft
 from agent.resources.qos import qos_class
@@ -30,6 +30,7 @@ OWN_CONDITIONS = (
     "ContainersReady",
     "PodScheduled",
     "DisruptionTarget",
+    "AllContainersRestarting",
     PENDING,
     IN_PROGRESS,
 )
@@ -72,6 +73,8 @@ def pod_status(pod: Pod, given: StatusInput) -> PodStatus:
     apps = container_statuses(pod, pod.spec.containers, old.container_statuses, *views)
     extra = container_statuses(pod, pod.spec.ephemeral_containers, old.ephemeral_container_statuses, *views)
     phase = _phase(pod, init, apps, given)
+    if phase == "Pending" and old.phase == "Running" and may_restart_all(pod):
+        phase = "Running"  # its containers start anew, the pod does not
     if given.verdict is not None:
         phase = "Failed"
     terminal = next((p for p in (pod.status.phase, old.phase) if p in ("Failed", "Succeeded")), "")
@@ -209,6 +212,8 @@ def _conditions(
     if given.verdict is not None and given.verdict.disruption:
         drafts["DisruptionTarget"] = ("True", "TerminationByKubelet", given.verdict.message)
     before = {c.type: c for c in (*pod.status.conditions, *given.previous.conditions)}
+    if may_restart_all(pod):
+        drafts["AllContainersRestarting"] = _all_restarting(given, phase)
     made = [_condition(pod, kind, draft, before.get(kind), given.now) for kind, draft in drafts.items()]
     made += [_resize_condition(draft, before.get(draft.type), given.now) for draft in given.resize]
     disrupted = before.get("DisruptionTarget")
@@ -228,6 +233,14 @@ def _condition(pod: Pod, kind: str, draft: _Draft, before: Condition | None, now
         message=message,
         last_transition_time=before.last_transition_time if same and before else format_time(now),
     )
+
+
+def _all_restarting(given: StatusInput, phase: str) -> _Draft:
+    if phase in ("Failed", "Succeeded"):
+        return ("False", "PodFailed" if phase == "Failed" else "PodCompleted", "")
+    if given.containers.restarting and given.facts.containers:
+        return ("True", "RestartAllContainersStarted", "container exited with restart policy rule")
+    return ("False", "", "")
 
 
 def _resize_condition(draft: ResizeDraft, before: Condition | None, now: float) -> Condition:

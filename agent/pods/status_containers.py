@@ -27,6 +27,7 @@ from agent.pods.restart import wants_start
 
 LOST = "ContainerStatusUnknown"
 LOST_CODE = 137
+RESTARTING_ALL = "RestartingAllContainers"
 LOST_MESSAGE = "The container could not be located when the pod was terminated"
 
 
@@ -44,6 +45,8 @@ class ContainerView:
     """Ids of containers whose readiness is good."""
     stopping: bool = False
     """Whether the pod is being stopped: nothing will be started again."""
+    restarting: bool = False
+    """Whether all containers of the pod are being restarted."""
     again: frozenset[str] = frozenset()
     """Ids of containers that were killed in order to run again."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
@@ -175,6 +178,8 @@ def _absent(
 ) -> ContainerStatus:
     """A container the runtime knows nothing of: not started yet, or lost with the runtime's state."""
     names = {c.name for c in pod.spec.containers}
+    if view.restarting and not view.stopping and old is not None:
+        return _removed_to_restart(container, old)
     if _plain_init(pod, container) and any(c.name in names for c in facts.containers):
         if old is not None and old.state.terminated is not None:
             return old
@@ -213,6 +218,22 @@ def _absent(
         allocated_resources=container.resources.requests,
         resources=container.resources if container.resources.limits or container.resources.requests else None,
         volume_mounts=_mounts(container),
+    )
+
+
+def _removed_to_restart(container: Container, old: ContainerStatus) -> ContainerStatus:
+    """A container that was removed so that all of the pod start anew."""
+    if old.state.waiting is not None:
+        return old
+    text = "The container is removed because RestartAllContainers in place"
+    ended = ContainerStateTerminated(exit_code=LOST_CODE, reason=RESTARTING_ALL, message=text)
+    return msgspec.structs.replace(
+        old,
+        state=ContainerState(waiting=ContainerStateWaiting(reason=RESTARTING_ALL, message=text)),
+        last_state=ContainerState(terminated=old.state.terminated or ended),
+        restart_count=old.restart_count + 1,
+        ready=False,
+        started=False,
     )
 
 

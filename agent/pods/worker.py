@@ -25,7 +25,7 @@ from agent.pods.plan import plan
 from agent.pods.plan_resize import resizing
 from agent.pods.probing import sync_probes
 from agent.pods.resize import granted_figures
-from agent.pods.restart import finished, next_restarts, retry_delay
+from agent.pods.restart import finished, next_restarts, restart_all_sources, retry_delay
 from agent.pods.status import StatusInput, Verdict, pod_status
 from agent.pods.status_containers import ContainerView
 from agent.pods.status_resize import ResizeDraft, resize_drafts
@@ -134,6 +134,10 @@ class PodWorker:
         now = self._ports.clock.monotonic()
         facts = self._facts(now)
         self._decide(facts, now)
+        if restart_all_sources(self.pod, facts):
+            self.memory.restarting = True
+        elif any(c.alive for c in facts.containers):
+            self.memory.restarting = False
         sync_probes(self.pod, facts, memory=self.memory, executor=self._executor)
         seen = self._observe(facts, now)
         todo = plan(self.pod, seen)
@@ -341,6 +345,7 @@ class PodWorker:
             again=seen.again,
             figures=seen.figures,
             notes=memory.notes,
+            restarting=memory.restarting,
         )
         if (
             memory.stop is not None

@@ -246,3 +246,39 @@ async def test_termination_message_is_read_from_its_file(tmp_path: Path) -> None
         node.cri.exit(container, 1)
         await node.settle()
         assert node.state().state.terminated.message == "disk on fire"
+
+
+async def test_one_exit_restarts_all_where_a_rule_says_so(tmp_path: Path) -> None:
+    rule = {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}
+    watched = {"name": "app", "image": "busybox", "restartPolicy": "Never", "restartPolicyRules": [rule]}
+    spec = {
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "one", "image": "once"}],
+        "containers": [watched, {"name": "b", "image": "busybox"}],
+    }
+    async with running(Node(tmp_path)) as node:
+        node.cri.add_image("once:latest")
+        node.cri.programs["one"] = Program(lives=1)
+        await node.put(make_pod(spec=spec))
+        await node.advance(1)
+        before = {c.name: c.id for c in node.cri.containers()}
+        assert set(before) == {"one", "app", "b"}
+        assert node.condition("AllContainersRestarting") == "False"
+        node.cri.exit(before["app"], 88)
+        await node.settle()
+        assert node.phase() == "Running"
+        await node.advance(1)
+        await node.advance(1)
+        after = {c.name: c.id for c in node.cri.containers()}
+        assert set(after) == {"one", "app", "b"} and not set(after.values()) & set(before.values())
+        assert len(node.cri.sandboxes()) == 1
+        for name in ("one", "app", "b"):
+            assert node.state(name).restart_count == 1, name
+        assert node.state("app").last_state.terminated.exit_code == 88
+        assert (node.phase(), node.condition("Ready")) == ("Running", "True")
+        removals = [argument for call, argument in node.cri.calls if call == "remove_container"]
+        assert removals[-1] == before["app"]  # what asked for it goes last
+        node.cri.exit(after["app"], 1)
+        node.cri.exit(after["b"], 0)
+        await node.settle()
+        assert node.phase() == "Failed"  # no rule speaks of 1, and the policy is Never
