@@ -194,7 +194,7 @@ class Executor:
         """The runtime's id of the image of an image volume, present on this node. Raises Unready."""
         wanted = Container(image=reference, image_pull_policy=policy)
         try:
-            secrets = await self._pull_secrets(pod) if spec.pull_policy(wanted) != "Never" else []
+            secrets = await self._pull_secrets(pod)
             image = await self.ports.images.ensure(wanted, secrets=secrets, say=partial(self.say, pod))
         except (ImageProblem, JobFailed) as exc:
             raise Unready(f"{exc.reason}: {exc.message}", slow=bool(exc.later)) from exc

@@ -69,7 +69,7 @@ class ImagePuller:
         self._slots = asyncio.Semaphore(max(1, settings.max_parallel_pulls))
 
     async def ensure(
-        self, container: Container, *, secrets: Iterable[Secret], say: Say, note: Note
+        self, container: Container, *, secrets: Iterable[Secret], say: Say, note: Note | None = None
     ) -> ImageFact:
         """The image, present on this node and open to these secrets' pod. Raises ImageProblem."""
         if not _REFERENCE.fullmatch(container.image):
@@ -91,7 +91,7 @@ class ImagePuller:
                 text = f'Container image "{container.image}" is not present with pull policy of Never'
                 say("Warning", "ErrImageNeverPull", text)
                 raise ImageProblem("ErrImageNeverPull", text)
-        return await self._pull(container.image, name, shown, say, note)
+        return await self._pull(container.image, name, shown, say, note or _silent)
 
     async def _look_up(self, name: str, say: Say) -> ImageFact | None:
         try:
@@ -152,6 +152,10 @@ class ImagePuller:
         self._access.ended(name)
         say("Warning", "Failed", f'Failed to pull image "{written}": {problem}')
         raise ImageProblem("ErrImagePull", str(problem), later="ImagePullBackOff") from problem
+
+
+def _silent(_: str) -> None:
+    return
 
 
 def _go_duration(seconds: float) -> str:
