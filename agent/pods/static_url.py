@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
-from multidict import CIMultiDict
 
 from agent.api.structs import Pod
 from agent.pods.manifest import MAX_BYTES, parse_manifests
@@ -46,7 +45,7 @@ class UrlPods:
         on_complete: Callable[[], None],
     ) -> None:
         self._url = url
-        self._headers = CIMultiDict((name, value) for name, values in headers.items() for value in values)
+        self._headers = [(name, value) for name, values in headers.items() for value in values]
         self._every = every
         self._node_name = node_name
         self._clock = clock
