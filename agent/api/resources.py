@@ -56,6 +56,9 @@ PERSISTENT_VOLUME_CLAIMS = Resource(
     "", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", structs.PersistentVolumeClaim
 )
 ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", structs.EndpointSlice)
+NETWORK_POLICIES = Resource(
+    "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", structs.NetworkPolicy
+)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", structs.Lease)
 RUNTIME_CLASSES = Resource(
     "node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", structs.RuntimeClass, namespaced=False

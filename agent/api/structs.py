@@ -1,6 +1,7 @@
 """Every API record in one import: `from agent.api.structs import Pod, Service`.
 
-The records live in `meta` (shared parts), `volume`, `pod` and `cluster`; this module gathers their names.
+The records live in `meta` (shared parts), `volume`, `pod`, `networking` and `cluster`; this module gathers
+their names.
 """
 
 from agent.api.cluster import (
@@ -71,6 +72,15 @@ from agent.api.meta import (
     StatusDetails,
     Struct,
     Time,
+)
+from agent.api.networking import (
+    IPBlock,
+    NetworkPolicy,
+    NetworkPolicyEgressRule,
+    NetworkPolicyIngressRule,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+    NetworkPolicySpec,
 )
 from agent.api.pod import (
     Affinity,
@@ -214,6 +224,7 @@ __all__ = [
     "HTTPHeader",
     "HostAlias",
     "HostPathVolumeSource",
+    "IPBlock",
     "ImageVolumeSource",
     "IntOrString",
     "KeySelector",
@@ -231,6 +242,12 @@ __all__ = [
     "LocalObjectReference",
     "LocalVolumeSource",
     "NFSVolumeSource",
+    "NetworkPolicy",
+    "NetworkPolicyEgressRule",
+    "NetworkPolicyIngressRule",
+    "NetworkPolicyPeer",
+    "NetworkPolicyPort",
+    "NetworkPolicySpec",
     "Node",
     "NodeAddress",
     "NodeAffinity",

@@ -1,0 +1,91 @@
+"""The policies' one hold on the kernel: write the table, look whether it is still what was written.
+
+All methods block, in the network namespace of the thread that calls them; `PolicyAgent` calls them from a
+thread.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from agent.policy import rules
+from host.rules import nft
+from host.rules.nft import Content
+
+BRIDGE_SWITCHES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+
+
+class Kernel(Protocol):
+    """What policies need of a kernel."""
+
+    def write(self, text: str) -> None:
+        """Apply a transaction of the table, all or nothing. Raises HostError."""
+
+    def touched(self) -> bool:
+        """Whether anybody else has made a transaction, of any table, since the last write or comparison.
+
+        Raises HostError."""
+
+    def differs(self, wanted: Content | None) -> str:
+        """How the table differs from what is wanted (None: no table); "" when it does not. HostError."""
+
+    def filter_bridge(self) -> str:
+        """Let packets that a bridge passes on be filtered; why that is not possible, "" when it is."""
+
+
+class NftKernel:
+    """The real one.
+
+    Args:
+        proc_sys: where the kernel's switches are.
+    """
+
+    def __init__(self, proc_sys: Path = Path("/proc/sys")) -> None:
+        self._proc_sys = proc_sys
+        self._generation: int | None = None
+
+    def write(self, text: str) -> None:
+        """See Kernel."""
+        before, self._generation = nft.generation(), None
+        nft.apply(text)
+        after = nft.generation()
+        # One step is ours; more, and somebody else wrote at the same time.
+        self._generation = after if after == before + 1 else None
+
+    def touched(self) -> bool:
+        """See Kernel. One message to the kernel and its answer."""
+        return self._generation is None or nft.generation() != self._generation
+
+    def differs(self, wanted: Content | None) -> str:
+        """See Kernel."""
+        generation = nft.generation()
+        difference = _difference(wanted, nft.read("inet", rules.TABLE))
+        self._generation = None if difference else generation
+        return difference
+
+    def filter_bridge(self) -> str:
+        """See Kernel."""
+        for name in BRIDGE_SWITCHES:
+            path = self._proc_sys / name
+            try:
+                if path.read_text().strip() != "1":
+                    path.write_text("1")
+            except FileNotFoundError:
+                return f"this kernel has no {name.replace('/', '.')}: modprobe br_netfilter"
+            except OSError as exc:
+                return f"cannot write {path}: {exc.strerror}"
+        return ""
+
+
+def _difference(wanted: Content | None, present: Content | None) -> str:
+    if wanted is None or present is None:
+        return "" if wanted == present else ("the table is gone" if wanted else "a table is left over")
+    for kind, ours, theirs in (
+        ("set", wanted.sets, present.sets),
+        ("chain", wanted.chains, present.chains),
+    ):
+        for name in sorted({*ours, *theirs}):
+            if ours.get(name) != theirs.get(name):
+                return f"{kind} {name} is not as written"
+    return ""
