@@ -2,6 +2,7 @@
 
     API ──> informers ──> PodManager ──> CRI runtime
                      ├──> Overlay ──> kernel
+                     ├──> PolicyAgent ──> kernel (and tells pods when they may start)
                      └──> ServiceProxy ──> kernel
     NodeManager ──> Node, Lease        KubeletServer <── API server, metrics-server
 
@@ -112,6 +113,9 @@ class Agent:
             annotate_failures=(ApiError,),
             report=self._tell_about_node,
         )
+        self.policies = startup.policy_agent(
+            settings, client=client, pods=self._api_pods, report=self._warn_about_node, clock=clock
+        )
         self.pods = self._make_pods()
         self._explain = ExplainService(
             path=settings.root / SOCKET, manager=self.pods, probes=self._probes, clock=clock
@@ -164,6 +168,7 @@ class Agent:
                 client=self._client, clock=self._clock, target=lambda pod: self.pods.status_target(pod)
             ),
             probes=self._probes,
+            policies=self.policies,
             await_sources=startup.pod_sources(settings),
         )
         self.guards = startup_resources.guards(
@@ -264,6 +269,7 @@ class Agent:
             "eviction": self.guards.eviction.run,
             "image-gc": self.guards.images.run,
             "overlay": self.overlay.run,
+            "policies": self.policies.run,
             "explain": self._explain.run,
             "ready": self._tell_init_system,
         }

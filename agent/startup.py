@@ -6,7 +6,7 @@ The wiring itself is in `assembly`.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from agent.api.structs import (
     Node,
     NodeSpec,
     ObjectMeta,
+    Pod,
     Secret,
     Service,
     TokenRequest,
@@ -36,6 +37,8 @@ from agent.pods.manager import PodManager
 from agent.pods.naming import parse_resolv_conf
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
+from agent.policy import yielding
+from agent.policy.component import PolicyAgent
 from agent.resources.log_rotation import LogRotation
 from agent.resources.swap import SwapPolicy
 from agent.server.auth import AuthSettings, Gate
@@ -228,6 +231,25 @@ def service_proxy(
         node=ProxyFacts(name=settings.node_name),
         back_end=IptablesBackEnd(RuleSettings(local_interface=settings.nodelet.cni.bridge, node_ip=node_ip)),
         health=HealthPorts(),
+    )
+
+
+def policy_agent(
+    settings: Settings,
+    *,
+    client: ApiClient | None,
+    pods: Callable[[], Sequence[Pod]],
+    report: Callable[[str, str], None],
+    clock: Clock,
+) -> PolicyAgent:
+    """The NetworkPolicy component; `pods` gives those of this node, among them other agents'."""
+    return PolicyAgent(
+        client,
+        node_name=settings.node_name,
+        mode=settings.nodelet.network_policy,  # type: ignore[arg-type]  # checked by agent.config.nodelet
+        other_agent=lambda: yielding.on_this_node(pods()),
+        clock=clock,
+        report=report,
     )
 
 

@@ -69,6 +69,9 @@ class NodeletConfiguration(Section, frozen=True, kw_only=True):
     overlay: OverlaySettings = OverlaySettings()
     cni: CniSettings = CniSettings()
     proxy: ProxySettings = ProxySettings()
+    network_policy: str = "auto"
+    """auto: enforce NetworkPolicy unless another agent on this node does, or the API server does not let us
+    read policies, pods and namespaces. on: enforce in any case. off: never."""
     crash_log_lines: int = 3
     """Last lines of a crashed container's log that its event shows; 0: none."""
     declare_web_sockets: bool = True
@@ -87,6 +90,7 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
         raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
+    _one_of(where, "networkPolicy", config.network_policy, ("auto", "on", "off"))
     outside = ",".join(config.overlay.non_masquerade_cidrs)
     for name, text in (
         ("clusterCIDR", config.cluster_cidr),

@@ -354,6 +354,7 @@ class Executor:
             except OSError:
                 continue
         remove_links(settings, pod)
+        self.ports.policies.forget(meta.uid)
         shutil.rmtree(settings.log_dir(meta.namespace, meta.name, meta.uid), ignore_errors=True)
 
 

@@ -23,7 +23,8 @@ from agent.pods.facts import PodFacts
 from agent.pods.garbage import ContainerCollector
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
-from agent.pods.ports import EventPort, Ports, ProbePort, VolumePort
+from agent.pods.policies import NoPolicies
+from agent.pods.ports import EventPort, PolicyPort, Ports, ProbePort, VolumePort
 from agent.pods.resizes import Resizes
 from agent.pods.runtime import Runtime
 from agent.pods.security import check_sysctls
@@ -61,6 +62,7 @@ class PodManager(PodDirectory):
         node: the node as admission sees it, asked for each new pod.
         writer: writes statuses; its `target` should be `status_target`.
         probes: made by the caller with `on_probe_result` and `on_probe_failure` as callbacks.
+        policies: says when a pod's network policies are in force; None where there are none.
         await_sources: names of the sources that `complete` will report.
     """
 
@@ -78,6 +80,7 @@ class PodManager(PodDirectory):
         node: Callable[[], NodeFacts],
         writer: StatusWriter,
         probes: ProbePort,
+        policies: PolicyPort | None = None,
         await_sources: Iterable[str] = ("api",),
         runtime_name: str = "nodelet-cri",
     ) -> None:
@@ -111,6 +114,7 @@ class PodManager(PodDirectory):
             statuses=writer,
             sources=sources,
             cgroups=cgroups,
+            policies=policies or NoPolicies(),
             timelines=self.timelines,
             users=UserNamespaces(settings.id_pool, settings.root),
             services=services,

@@ -84,6 +84,15 @@ class VolumePort(Protocol):
     async def teardown(self, pod_uid: str) -> None: ...
 
 
+class PolicyPort(Protocol):
+    """See agent.policy.component.PolicyAgent."""
+
+    @property
+    def problem(self) -> str: ...
+    async def ready(self, pod: Pod, ips: Sequence[str], *, static: bool) -> None: ...
+    def forget(self, uid: str) -> None: ...
+
+
 class EventPort(Protocol):
     """See agent.api.events.EventRecorder."""
 
@@ -112,6 +121,7 @@ class Ports:
     statuses: StatusPort
     sources: Sources
     cgroups: PodCgroups
+    policies: PolicyPort
     timelines: Timelines
     users: UserNamespaces
     services: Callable[[], Sequence[Service] | None]

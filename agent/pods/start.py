@@ -23,6 +23,7 @@ from agent.pods.last_words import message_file
 from agent.pods.loglinks import add_link
 from agent.pods.memory import Memory
 from agent.pods.naming import NamingError, host_network_hosts_file, hostname_and_domain, hosts_file
+from agent.pods.policies import await_policies
 from agent.pods.ports import Ports
 from agent.pods.restart import after_start
 from agent.pods.runtime import RuntimeFailure
@@ -59,6 +60,8 @@ async def start_container(
         raise JobFailed("CreateContainerConfigError", str(exc), first=1.0, maximum=5.0) from exc
     box = next((s for s in ports.observer.of(uid).sandboxes if s.id == action.sandbox_id), None)
     sandbox = executor.sandbox_config(pod, box.attempt if box else 0)
+    ips = executor.pod_ips(pod, box.ips if box else ())
+    await await_policies(executor, pod, ips, container=container.name)
     try:
         container_id = await ports.runtime.create_container(action.sandbox_id, config, sandbox)
     except RuntimeFailure as exc:

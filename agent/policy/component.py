@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "on", "off"]
 _NOBODY = "metadata.name=nodelet-asks-whether-it-may-list"
-_SOURCE = "kubernetes.io/config.source"
 
 
 @dataclass(frozen=True)
@@ -109,18 +108,23 @@ class PolicyAgent:
 
     # --- what pods ask ------------------------------------------------------------------------------------
 
-    async def ready(self, pod: Pod, ips: Sequence[str]) -> None:
+    async def ready(self, pod: Pod, ips: Sequence[str], *, static: bool) -> None:
         """Return when every policy known now is in force for a pod whose containers are about to start.
 
         Waits for the first list of policies, and then for the kernel; the caller bounds the wait. A static
         pod does not wait for an API server that has not been reached yet: it may be what makes it reachable.
+
+        Args:
+            pod: about to start.
+            ips: its addresses; it may be called again with others.
+            static: whether it comes from a file.
         """
         if pod.spec.host_network:
             return
         self._feed.register(pod, ips)
         if self._resting or self._in_force():
             return
-        if not self._feed.known and pod.metadata.annotations.get(_SOURCE, "api") != "api":
+        if not self._feed.known and static:
             log.info("static pod does not wait for policies pod=%s", pod.metadata.name)
             return
         self._asked += 1

@@ -67,7 +67,11 @@ class Feed:
     # --- watches ------------------------------------------------------------------------------------------
 
     async def run(self, client: ApiClient) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled; a second run starts from nothing."""
+        self.picture, self._listed = Picture(), {}
+        self._policies_listed = self._peers_listed = False
+        self._some.clear()
+        self._none.clear()
         policies = Informer(
             client,
             Selection(resources.NETWORK_POLICIES),
