@@ -114,7 +114,7 @@ class Agent:
             report=self._tell_about_node,
         )
         self.policies = startup.policy_agent(
-            settings, client=client, pods=self._api_pods, report=self._warn_about_node, clock=clock
+            settings, client=client, pods=self._api_pods, report=self._tell_about_node, clock=clock
         )
         self.pods = self._make_pods()
         self._explain = ExplainService(
