@@ -29,6 +29,8 @@ _ERROR = struct.Struct("=i")
 _RECEIVE_BYTES = 1 << 18
 _DUMP_ATTEMPTS = 5
 _ANSWER_SECONDS = 10.0
+_NETLINK_NETFILTER = 12  # linux/netlink.h; Python names it from 3.12 on
+_NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFTA_GEN_ID = 10, 16, 1  # linux/netfilter/nf_tables.h
 
 R = TypeVar("R")
 
@@ -190,3 +192,32 @@ class Netlink:
         """Forwarding entries of one bridge port or VXLAN device."""
         found = self._dump(rtnl.dump_neighbours(rtnl.AF_BRIDGE, index), rtnl.parse_neighbour)
         return [entry for entry in found if entry.index == index]
+
+
+def nftables_generation() -> int:
+    """A number that changes with every nftables transaction, whoever made it (iptables-nft's too).
+
+    Raises:
+        NotFound: this kernel has no nftables.
+        HostError: it does not answer.
+    """
+    kind = (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETGEN
+    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        with sock:
+            sock.settimeout(_ANSWER_SECONDS)
+            sock.bind((0, 0))
+            sock.send(_HEADER.pack(_HEADER.size + len(body), kind, rtnl.NLM_F_REQUEST, 1, 0) + body)
+            data = sock.recv(8192)
+    except OSError as exc:
+        raise from_oserror(exc, "read the nftables generation") from exc
+    start = _HEADER.size + len(body)
+    if _HEADER.unpack_from(data)[1] == rtnl.NLMSG_ERROR:
+        raise from_errno(-_ERROR.unpack_from(data, _HEADER.size)[0], "read the nftables generation")
+    while start + 8 <= len(data):
+        length, attribute = struct.unpack_from("=HH", data, start)
+        if attribute == _NFTA_GEN_ID:
+            return int(struct.unpack_from(">I", data, start + 4)[0])
+        start += (max(length, 4) + 3) & ~3
+    raise NotFound(errno.ENOENT, "read the nftables generation", "the kernel's answer has none")

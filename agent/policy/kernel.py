@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.policy import rules
+from host.netlink import nftables_generation
 from host.rules import nft
 from host.rules.nft import Content
 
@@ -47,19 +48,19 @@ class NftKernel:
 
     def write(self, text: str) -> None:
         """See Kernel."""
-        before, self._generation = nft.generation(), None
+        before, self._generation = nftables_generation(), None
         nft.apply(text)
-        after = nft.generation()
+        after = nftables_generation()
         # One step is ours; more, and somebody else wrote at the same time.
         self._generation = after if after == before + 1 else None
 
     def touched(self) -> bool:
         """See Kernel. One message to the kernel and its answer."""
-        return self._generation is None or nft.generation() != self._generation
+        return self._generation is None or nftables_generation() != self._generation
 
     def differs(self, wanted: Content | None) -> str:
         """See Kernel."""
-        generation = nft.generation()
+        generation = nftables_generation()
         difference = _difference(wanted, nft.read("inet", rules.TABLE))
         self._generation = None if difference else generation
         return difference

@@ -3,24 +3,21 @@
 `TableState` is what one table shall hold, with a memory of what changed since it was last written. It renders
 either the whole table (which replaces the old one in one transaction, without a gap) or only the changes, so
 that one element more costs one line of input however large the table is. Rendering and parsing are pure; only
-`apply`, `read` and `generation` touch the kernel, in the network namespace of the calling thread.
+`apply` and `read` touch the kernel, in the network namespace of the calling thread.
 
 Rules, types and elements are text in the syntax of nft(8). Elements of a map are `key : value`.
 """
 
 from __future__ import annotations
 
-import errno
 import re
-import socket
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from host import processes
-from host.errors import InputError, NotFound, from_errno, from_oserror
+from host.errors import InputError
 from host.processes import ProcessFailed
 
 Family = Literal["inet", "ip", "ip6", "bridge"]
@@ -28,8 +25,6 @@ Family = Literal["inet", "ip", "ip6", "bridge"]
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_/-]{0,127}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/=,-]")
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl, less the NUL
-_NETLINK_NETFILTER = 12  # linux/netlink.h; Python names it from 3.12 on
-_NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFTA_GEN_ID = 10, 16, 1  # linux/netfilter/nf_tables.h
 
 
 @dataclass(frozen=True)
@@ -259,33 +254,3 @@ def read(family: Family, name: str) -> Content | None:
             return None
         raise
     return parse(done.stdout.decode(errors="replace"))
-
-
-def generation() -> int:
-    """A number that changes with every nftables transaction, whoever made it (iptables-nft's too).
-
-    Raises:
-        NotFound: this kernel has no nftables.
-        HostError: it does not answer.
-    """
-    header = struct.Struct("=IHHII")
-    kind = (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETGEN
-    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-    try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        with sock:
-            sock.settimeout(10.0)
-            sock.bind((0, 0))
-            sock.send(header.pack(header.size + len(body), kind, 1, 1, 0) + body)  # 1: NLM_F_REQUEST
-            data = sock.recv(8192)
-    except OSError as exc:
-        raise from_oserror(exc, "read the nftables generation") from exc
-    start = header.size + len(body)
-    if header.unpack_from(data)[1] == 2:  # NLMSG_ERROR
-        raise from_errno(-struct.unpack_from("=i", data, header.size)[0], "read the nftables generation")
-    while start + 8 <= len(data):
-        length, attribute = struct.unpack_from("=HH", data, start)
-        if attribute == _NFTA_GEN_ID:
-            return int(struct.unpack_from(">I", data, start + 4)[0])
-        start += (max(length, 4) + 3) & ~3
-    raise NotFound(errno.ENOENT, "read the nftables generation", "the kernel's answer has none")
