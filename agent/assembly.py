@@ -38,7 +38,6 @@ from agent.pods.mirror import MirrorPods
 from agent.pods.runtime import Runtime
 from agent.pods.spec import is_mirror
 from agent.pods.static import StaticPods
-from agent.pods.static_url import UrlPods
 from agent.pods.status_writer import StatusWriter
 from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
@@ -227,21 +226,6 @@ class Agent:
             on_complete=lambda: self.pods.complete("file"),
         )
 
-    def _make_url_pods(self) -> UrlPods | None:
-        kubelet = self._settings.kubelet
-        if not kubelet.static_pod_url:
-            return None
-        return UrlPods(
-            url=kubelet.static_pod_url,
-            headers=kubelet.static_pod_url_header,
-            every=kubelet.http_check_frequency,
-            node_name=self._settings.node_name,
-            clock=self._clock,
-            on_put=lambda pod: self._static_changed(self.pods.put, pod),
-            on_remove=lambda pod: self._static_changed(self.pods.remove, pod),
-            on_complete=lambda: self.pods.complete("http"),
-        )
-
     def _make_server(self) -> KubeletServer | None:
         if not self._settings.kubelet.enable_server:
             return None
@@ -283,7 +267,13 @@ class Agent:
             "server": self.server,
             "serving-certificate": self._certificate if self.server is not None else None,
             "static-pods": self._static,
-            "url-pods": self._make_url_pods(),
+            "url-pods": startup.url_pods(
+                self._settings,
+                clock=self._clock,
+                on_put=lambda pod: self._static_changed(self.pods.put, pod),
+                on_remove=lambda pod: self._static_changed(self.pods.remove, pod),
+                on_complete=lambda: self.pods.complete("http"),
+            ),
             "mirror-pods": self._mirrors,
             "rotation": self._rotation(),
             "log-rotation": startup.log_rotation(

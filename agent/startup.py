@@ -6,6 +6,7 @@ The wiring itself is in `assembly`.
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from agent.node.status import POD_FEATURES, WEB_SOCKETS, NodePlan
 from agent.overlay.settings import OverlaySettings
 from agent.pods.id_pool import id_pool
 from agent.pods.manager import PodManager
-from agent.pods.naming import parse_resolv_conf
+from agent.pods.naming import Dns, only_stub, parse_resolv_conf
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
+from agent.pods.static_url import UrlPods
 from agent.policy import yielding
 from agent.policy.component import PolicyAgent
 from agent.resources.log_rotation import LogRotation
@@ -53,6 +55,8 @@ from agent.services.proxy import ServiceProxy
 from agent.services.rules import Settings as RuleSettings
 from host.clocks import Clock
 from host.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 def endpoint(text: str) -> str:
@@ -119,19 +123,33 @@ def ranges(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+RESOLVED = Path("/run/systemd/resolve/resolv.conf")
+"""Where systemd-resolved writes the servers behind its stub (systemd-resolved.service(8))."""
+
+
+def node_dns(path: str, *, resolved: Path = RESOLVED) -> Dns:
+    """The node's resolvers as pods may use them; of systemd-resolved's stub, which only this machine can
+    reach, the servers behind it. Raises InputError when `path` cannot be read."""
+    if not path:
+        return Dns()
+    try:
+        found = parse_resolv_conf(Path(path).read_text(errors="replace"))
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).lower()
+        fix = 'name another file, or set resolvConf: ""'
+        raise InputError(f"resolvConf {path} cannot be read: {reason}: {fix}") from exc
+    behind = parse_resolv_conf(_optional_text(resolved)) if only_stub(found) else Dns()
+    if behind.servers and not only_stub(behind):
+        log.info("resolvConf %s names a local stub only, %s is used", path, resolved)
+        return behind
+    return found
+
+
 def pod_settings(
     settings: Settings, *, ips: Sequence[str], machine: Machine, swap: SwapPolicy
 ) -> PodSettings:
     """What the pods component is told once. Raises InputError when resolvConf cannot be read."""
     kubelet = settings.kubelet
-    dns = ""
-    if kubelet.resolver_config:
-        try:
-            dns = Path(kubelet.resolver_config).read_text(errors="replace")
-        except OSError as exc:
-            reason = (exc.strerror or str(exc)).lower()
-            fix = 'name another file, or set resolvConf: ""'
-            raise InputError(f"resolvConf {kubelet.resolver_config} cannot be read: {reason}: {fix}") from exc
     longest = kubelet.crash_loop_back_off.max_container_restart_period
     return PodSettings(
         node_name=settings.node_name,
@@ -141,7 +159,7 @@ def pod_settings(
         cgroup_root=kubelet.cgroup_root,
         cluster_dns=kubelet.cluster_dns,
         cluster_domain=kubelet.cluster_domain or "cluster.local",
-        host_dns=parse_resolv_conf(dns),
+        host_dns=node_dns(kubelet.resolver_config),
         max_pods=kubelet.max_pods,
         cpu_quota=kubelet.cpu_cfs_quota,
         cpu_quota_period_us=round(kubelet.cpu_cfs_quota_period * 1e6),
@@ -172,6 +190,30 @@ def _optional_text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def url_pods(
+    settings: Settings,
+    *,
+    clock: Clock,
+    on_put: Callable[[Pod], None],
+    on_remove: Callable[[Pod], None],
+    on_complete: Callable[[], None],
+) -> UrlPods | None:
+    """The static pods of a URL, where one is configured."""
+    kubelet = settings.kubelet
+    if not kubelet.static_pod_url:
+        return None
+    return UrlPods(
+        url=kubelet.static_pod_url,
+        headers=kubelet.static_pod_url_header,
+        every=kubelet.http_check_frequency,
+        node_name=settings.node_name,
+        clock=clock,
+        on_put=on_put,
+        on_remove=on_remove,
+        on_complete=on_complete,
+    )
 
 
 def pod_sources(settings: Settings) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from agent.api.structs import (
     ConfigMap,
     Container,
     EnvVar,
+    FileKeySelector,
     KeySelector,
     ObjectFieldSelector,
     Pod,
@@ -31,6 +32,7 @@ from agent.api.structs import (
 )
 from agent.expansion import expand
 from agent.pods import spec
+from agent.pods.env_files import EnvFileError, value_in
 
 MASTER = ("default", "kubernetes")
 T = TypeVar("T", ConfigMap, Secret)
@@ -47,6 +49,8 @@ class EnvSources:
     config_maps: Mapping[str, ConfigMap | None] = field(default_factory=dict)
     """ConfigMaps of the pod's namespace by name; None: it does not exist."""
     secrets: Mapping[str, Secret | None] = field(default_factory=dict)
+    files: Mapping[tuple[str, str], str | None] = field(default_factory=dict)
+    """Texts of the files that `fileKeyRef` names, by volume and path; None: there is none."""
     services: Iterable[Service] = ()
     pod_ips: tuple[str, ...] = ()
     host_ips: tuple[str, ...] = ()
@@ -117,7 +121,23 @@ def _value(
     if origin.secret_key_ref is not None:
         ref = origin.secret_key_ref
         return _key(sources.secrets, ("secret", "Secret"), namespace, ref, _secret_values)
+    if origin.file_key_ref is not None:
+        return _file_value(origin.file_key_ref, sources.files)
     raise EnvError(f"environment variable {variable.name!r} has a source this node does not support")
+
+
+def _file_value(ref: FileKeySelector, files: Mapping[tuple[str, str], str | None]) -> str | None:
+    where = f'file "{ref.path}" of volume "{ref.volume_name}"'
+    if (ref.volume_name, ref.path) not in files:
+        raise EnvError(f'cannot find the volume "{ref.volume_name}" referenced by FileKeyRef')
+    text = files[ref.volume_name, ref.path]
+    try:
+        value = value_in(text, ref.key) if text is not None else None
+    except EnvFileError as exc:
+        raise EnvError(f"couldn't parse env file: {where}: {exc}") from exc
+    if not value and not ref.optional:
+        raise EnvError(f'environment variable key "{ref.key}" not found in {where}')
+    return value or None
 
 
 def _whole(

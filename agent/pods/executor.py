@@ -22,7 +22,7 @@ from agent.pods.hooks import HookFailed, run_hook
 from agent.pods.images import ImageProblem
 from agent.pods.loglinks import remove_links, remove_log
 from agent.pods.memory import Memory
-from agent.pods.naming import NamingError, pod_dns
+from agent.pods.naming import Dns, NamingError, limited, limits_exceeded, pod_dns
 from agent.pods.ports import Ports
 from agent.pods.runtime import RuntimeFailure, RuntimeNotFound
 from agent.pods.security import SpecError
@@ -125,6 +125,8 @@ class Executor:
             folder = self.ports.settings.log_dir(meta.namespace, meta.name, uid)
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             config = self.sandbox_config(pod, action.attempt)
+            for text in limits_exceeded(self._dns(pod)):
+                self.say(pod, "Warning", "DNSConfigForming", text)
             handler = await self._handler(pod)
             box = await self.ports.runtime.run_sandbox(config, handler=handler)
             known = next((s for s in self.ports.observer.of(uid).sandboxes if s.id == box), None)
@@ -149,15 +151,19 @@ class Executor:
         self.say(pod, "Warning", "FailedCreatePodSandBox", text)
         return JobFailed("ContainerCreating", text)
 
-    def sandbox_config(self, pod: Pod, attempt: int) -> pb.PodSandboxConfig:
-        """The pod's sandbox configuration, the same for the sandbox and for each container in it."""
+    def _dns(self, pod: Pod) -> Dns:
         settings = self.ports.settings
-        dns = pod_dns(
+        return pod_dns(
             pod,
             host=settings.host_dns,
             cluster_servers=settings.cluster_dns,
             cluster_domain=settings.cluster_domain,
         )
+
+    def sandbox_config(self, pod: Pod, attempt: int) -> pb.PodSandboxConfig:
+        """The pod's sandbox configuration, the same for the sandbox and for each container in it."""
+        settings = self.ports.settings
+        dns = limited(self._dns(pod))
         parent = self.ports.cgroups.path(pod)
         return sandbox_config(
             pod,

@@ -59,6 +59,8 @@ class Memory:
     pod_in_force: Figures | None = None
     """The limits the pod's cgroup was last given."""
     cgroup: bool = True
+    active_since: float | None = None
+    """When activeDeadlineSeconds begins to count, monotonic."""
     deadline: float | None = None
     """When activeDeadlineSeconds ends, monotonic."""
     finished: bool = False

@@ -136,7 +136,7 @@ def pod_dns(pod: Pod, *, host: Dns, cluster_servers: Sequence[str], cluster_doma
                 cluster_domain,
             ]
         base = Dns(tuple(cluster_servers), _unique((*zones, *host.searches)), ("ndots:5",))
-    return _limited(_with_config(pod, base))
+    return _with_config(pod, base)
 
 
 def _with_config(pod: Pod, base: Dns) -> Dns:
@@ -152,7 +152,7 @@ def _with_config(pod: Pod, base: Dns) -> Dns:
     )
 
 
-def _limited(dns: Dns) -> Dns:
+def limited(dns: Dns) -> Dns:
     """What the resolver can read; more would be cut off by it anyway."""
     searches: list[str] = []
     for zone in dns.searches[:MAX_SEARCHES]:
@@ -160,6 +160,29 @@ def _limited(dns: Dns) -> Dns:
             break
         searches.append(zone)
     return Dns(dns.servers[:MAX_NAMESERVERS], tuple(searches), dns.options)
+
+
+def limits_exceeded(dns: Dns) -> list[str]:
+    """What the resolver cannot read of it, in kubelet's words; nothing when it can read all."""
+    applied, words = limited(dns), []
+    if applied.servers != dns.servers:
+        kept = " ".join(applied.servers)
+        words.append(
+            "Nameserver limits were exceeded, some nameservers have been omitted, "
+            f"the applied nameserver line is: {kept}"
+        )
+    if applied.searches != dns.searches:
+        kept = " ".join(applied.searches)
+        words.append(
+            "Search Line limits were exceeded, some search paths have been omitted, "
+            f"the applied search line is: {kept}"
+        )
+    return words
+
+
+def only_stub(dns: Dns) -> bool:
+    """Whether the only servers are stub resolvers of this machine, which no pod can reach."""
+    return bool(dns.servers) and all(server.startswith("127.") for server in dns.servers)
 
 
 def _split_option(text: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ directory.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from agent.api import errors as api_errors
 from agent.api.structs import Container, Pod
 from agent.pods import actions, spec
 from agent.pods.env import EnvError, EnvSources, environment, references
+from agent.pods.env_files import EnvFileError, read_file
 from agent.pods.executor import Executor, JobFailed
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
@@ -134,7 +136,8 @@ async def _config(
     observed = ports.observer.of(pod.metadata.uid)
     box = next((s for s in observed.sandboxes if s.id == action.sandbox_id), None)
     ips = executor.pod_ips(pod, box.ips if box else ())
-    env = environment(pod, container, await _env_sources(ports, pod, container, ips))
+    sources = await _env_sources(ports, pod, container, ips)
+    env = environment(pod, container, dataclasses.replace(sources, files=_env_files(container, memory)))
     mounts = list(await ports.volumes.container_mounts(pod, container, memory.prepared, env=env))
     devices = ports.volumes.container_devices(container, memory.prepared)
     taken = {mount.container_path for mount in mounts}
@@ -157,6 +160,21 @@ async def _config(
         target_id=target.id if target else "",
         users=ports.users.of(pod),
     )
+
+
+def _env_files(container: Container, memory: Memory) -> dict[tuple[str, str], str | None]:
+    """The files that the container's variables come from. Raises EnvError."""
+    found: dict[tuple[str, str], str | None] = {}
+    for variable in container.env:
+        ref = variable.value_from.file_key_ref if variable.value_from is not None else None
+        volume = memory.prepared.get(ref.volume_name) if ref is not None else None
+        if ref is None or volume is None or volume.host_path is None:
+            continue
+        try:
+            found[ref.volume_name, ref.path] = read_file(volume.host_path, ref.path)
+        except EnvFileError as exc:
+            raise EnvError(f"couldn't parse env file: {exc}") from exc
+    return found
 
 
 async def _env_sources(ports: Ports, pod: Pod, container: Container, ips: tuple[str, ...]) -> EnvSources:

@@ -217,10 +217,11 @@ class PodWorker:
         limit = self.pod.spec.active_deadline_seconds
         if limit is None or self.memory.verdict is not None or self.memory.status.phase in TERMINAL:
             return
-        if self.memory.deadline is None:
+        if self.memory.active_since is None:
             began = parse_time(self.memory.status.start_time or self.pod.status.start_time)
             age = max(0.0, self._ports.clock.now() - began) if began else 0.0
-            self.memory.deadline = now - age + limit
+            self.memory.active_since = now - age
+        self.memory.deadline = self.memory.active_since + limit  # the limit may be lowered
         if now >= self.memory.deadline:
             self.memory.verdict = DEADLINE
             self._executor.say(self.pod, "Normal", DEADLINE.reason, DEADLINE.message)

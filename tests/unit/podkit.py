@@ -50,13 +50,16 @@ class FakeVolumes:
         self.problem: VolumeError | None = None
         self.prepared: set[str] = set()
         self.torn: list[str] = []
+        self.path: Path | None = None
+        """Where every volume is, when it shall be there."""
 
     async def prepare(self, pod: Pod) -> dict[str, PreparedVolume]:
         if self.problem is not None:
             raise self.problem
         self.prepared.add(pod.metadata.uid)
         return {
-            v.name: PreparedVolume(name=v.name, host_path=Path("/vol") / v.name) for v in pod.spec.volumes
+            v.name: PreparedVolume(name=v.name, host_path=self.path or Path("/vol") / v.name)
+            for v in pod.spec.volumes
         }
 
     async def container_mounts(

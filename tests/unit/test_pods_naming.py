@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ from agent.pods.naming import (
     hostname_and_domain,
     hosts_file,
     kernel_hostname,
+    limited,
+    limits_exceeded,
     parse_resolv_conf,
     pod_dns,
 )
+from agent.startup import node_dns
+from host.errors import InputError
 
 HOST = Dns(("192.0.2.53",), ("corp.example",), ("timeout:1",))
 
@@ -109,4 +114,22 @@ def test_no_more_than_a_resolver_reads() -> None:
     config = {"nameservers": ["1.1.1.1", "2.2.2.2", "3.3.3.3"], "searches": [f"s{n}" for n in range(40)]}
     pod = make_pod(spec={"dnsConfig": config})
     made = pod_dns(pod, host=HOST, cluster_servers=["10.96.0.10"], cluster_domain="cluster.local")
-    assert len(made.servers) == 3 and len(made.searches) == 32
+    assert len(limited(made).servers) == 3 and len(limited(made).searches) == 32
+    nameservers, searches = limits_exceeded(made)
+    assert nameservers.endswith("the applied nameserver line is: 10.96.0.10 1.1.1.1 2.2.2.2")
+    assert searches.startswith("Search Line limits were exceeded") and " s25" in searches
+    assert limits_exceeded(limited(made)) == []
+
+
+def test_a_stub_resolver_is_no_pods_to_use(tmp_path: Path) -> None:
+    stub, behind = tmp_path / "stub", tmp_path / "resolved"
+    stub.write_text("nameserver 127.0.0.53\noptions edns0\n")
+    assert node_dns(str(stub), resolved=behind).servers == ("127.0.0.53",)
+    behind.write_text("nameserver 192.0.2.1\nsearch home.example\n")
+    assert node_dns(str(stub), resolved=behind) == Dns(("192.0.2.1",), ("home.example",))
+    own = tmp_path / "own"
+    own.write_text("nameserver 127.0.0.1\nnameserver 192.0.2.9\n")
+    assert node_dns(str(own), resolved=behind).servers == ("127.0.0.1", "192.0.2.9")
+    assert node_dns("", resolved=behind) == Dns()
+    with pytest.raises(InputError, match="cannot be read: no such file"):
+        node_dns(str(tmp_path / "nothing"))

@@ -236,6 +236,17 @@ async def test_active_deadline(tmp_path: Path) -> None:
         assert not any(c.alive for c in node.cri.containers())
 
 
+async def test_a_lowered_deadline_counts_from_the_start_as_well(tmp_path: Path) -> None:
+    async with running(Node(tmp_path)) as node:
+        await node.put(make_pod(spec={"activeDeadlineSeconds": 100}))
+        await node.advance(10)
+        await node.put(make_pod(spec={"activeDeadlineSeconds": 20}))
+        await node.advance(9)
+        assert node.phase() == "Running"
+        await node.advance(1)
+        assert node.pod().status.reason == "DeadlineExceeded"
+
+
 async def test_termination_message_is_read_from_its_file(tmp_path: Path) -> None:
     async with running(Node(tmp_path)) as node:
         await node.put(make_pod(spec={"restartPolicy": "Never"}))
