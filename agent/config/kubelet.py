@@ -330,6 +330,9 @@ def _check(config: KubeletConfiguration, where: str) -> None:
     if config.image_pull_credentials_verification_policy not in PULL_POLICIES:
         names = ", ".join(PULL_POLICIES)
         raise InputError(f"{where}: imagePullCredentialsVerificationPolicy must be one of {names}")
+    longest = config.crash_loop_back_off.max_container_restart_period
+    if longest is not None and not 1 <= longest <= 300:
+        raise InputError(f"{where}: crashLoopBackOff.maxContainerRestartPeriod must be between 1s and 300s")
     if config.authorization.mode not in ("Webhook", "AlwaysAllow"):
         raise InputError(f"{where}: authorization.mode must be Webhook or AlwaysAllow")
     if bool(config.tls_cert_file) != bool(config.tls_private_key_file):

@@ -36,8 +36,10 @@ from agent.pods.user_namespaces import UserNamespaces
 from agent.pods.worker import TERMINAL, PodWorker
 from agent.probes.manager import ProbeFailure, ProbeResult
 from agent.probes.state import Kind
-from agent.resources.admission import NodeFacts, Rejection, admit
+from agent.resources import preemption
+from agent.resources.admission import NodeFacts, Rejection
 from agent.resources.pod_cgroups import PodCgroups
+from agent.resources.preemption import admit_or_preempt
 from agent.volumes.base import Sources
 from host.clocks import Clock
 
@@ -242,7 +244,14 @@ class PodManager(PodDirectory):
             return None
         others = [w.pod for w in self._workers.values() if self._active(w)]
         forbidden = check_sysctls(pod, self._settings)
-        refused = Rejection("SysctlForbidden", forbidden) if forbidden else admit(pod, others, self._node())
+        if forbidden:
+            refused: Rejection | None = Rejection("SysctlForbidden", forbidden)
+        else:
+            refused, gone = admit_or_preempt(pod, others, self._node())
+            for other in gone:
+                self._executor.say(other, "Warning", preemption.REASON, preemption.MESSAGE)
+                verdict = Verdict(reason=preemption.REASON, message=preemption.MESSAGE, disruption=True)
+                self.ending.end(other, verdict)
         if refused is None:
             return None
         text = f"Pod was rejected: {refused.message}"

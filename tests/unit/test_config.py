@@ -94,6 +94,14 @@ def test_a_known_field_without_effect_is_logged(tmp_path, caplog):
     [
         ({"maxPod": 3}, ["unknown field maxPod", "did you mean maxPods"]),
         ({"maxPods": "many"}, ["maxPods", "int"]),
+        (
+            {"crashLoopBackOff": {"maxContainerRestartPeriod": "10m"}},
+            ["crashLoopBackOff.maxContainerRestartPeriod", "between 1s and 300s"],
+        ),
+        (
+            {"imagePullCredentialsVerificationPolicy": "Sometimes"},
+            ["imagePullCredentialsVerificationPolicy", "AlwaysVerify"],
+        ),
         ({"authentication": {"x509": {"caFile": "x"}}}, ["authentication.x509", "caFile"]),
         ({"evictionHard": {"memory.free": "1Gi"}}, ["evictionHard", "memory.free", "memory.available"]),
         ({"evictionSoft": {"pid.available": "5%"}}, ["evictionSoftGracePeriod.pid.available", "must be set"]),
