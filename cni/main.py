@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from cni import entry, errors
 from cni.config import SUPPORTED_VERSIONS
 from cni.errors import CniError
+from host.errors import HostError
 
 MAX_CONFIG_BYTES = 4 << 20
 
@@ -23,26 +25,46 @@ HELP = """\
 usage: CNI_COMMAND=ADD CNI_CONTAINERID=… CNI_NETNS=… CNI_IFNAME=… nodelet-cni < configuration
 
 CNI plugin of nodelet: a veth pair to the bridge, addresses, masquerading, host ports. Container runtimes call
-it with the environment and input of the CNI specification 1.1.0, section 2; by hand there are only --help and
---version.
+it with the environment and input of the CNI specification 1.1.0, section 2. By hand there are only these:
+
+  --install DIR   write the executable into a plugin folder, for instance /opt/cni/bin
+  --version
+  --help
 """
 
 
 def main() -> None:
-    """Run the command that the environment names, and exit; `--help` and `--version` are for people."""
+    """Run the command that the environment names, and exit; options are for people."""
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(HELP, end="")
         return
     if sys.argv[1:] == ["--version"]:
-        from importlib.metadata import version  # not worth its time in an executable that lives 20 ms
+        from importlib.metadata import version  # not worth its time for those who do not ask
 
         print(f"nodelet-cni {version('nodelet')} (CNI {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]})")
         return
+    if sys.argv[1:2] == ["--install"]:
+        sys.exit(_install(sys.argv[2:]))
     status, output = run(os.environ, sys.stdin.buffer)
     if output:
         sys.stdout.write(json.dumps(output) + "\n")
     sys.stdout.flush()
-    sys.exit(status)
+    os._exit(status)  # everything is on disk and in the kernel: taking the interpreter apart is 5 ms
+
+
+def _install(folders: Sequence[str]) -> int:
+    """Write the executable; the exit status, after one line where it cannot be done."""
+    from cni import launcher  # only for this
+
+    if len(folders) != 1:
+        print("nodelet-cni: --install needs one folder, for instance /opt/cni/bin", file=sys.stderr)
+        return 2
+    try:
+        print(launcher.install(Path(folders[0])))
+    except HostError as exc:
+        print(f"nodelet-cni: {exc}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def run(environment: Mapping[str, str], stdin: BinaryIO) -> tuple[int, dict[str, Any]]:

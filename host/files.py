@@ -12,15 +12,13 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from host import holders
-from host.errors import Busy, HostError, InputError, from_errno, from_oserror
+from host.errors import Busy, HostError, InputError, from_oserror
 
 MAX_RECORD_BYTES = 16 << 20
 
@@ -74,9 +72,11 @@ def write_atomic(path: Path | str, data: bytes, *, mode: int = 0o600, sync: bool
         HostError: the old content is then untouched.
     """
     target = Path(path)
-    temp = ""
+    temp = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+    made = False
     try:
-        fd, temp = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        made = True
         try:
             view = memoryview(data)
             while view:
@@ -90,7 +90,7 @@ def write_atomic(path: Path | str, data: bytes, *, mode: int = 0o600, sync: bool
         if sync:
             _sync_folder(target.parent)
     except OSError as exc:
-        if temp:
+        if made:
             with suppress(FileNotFoundError):
                 os.unlink(temp)
         raise from_oserror(exc, f"write {target}") from exc
@@ -162,24 +162,6 @@ def quarantine(path: Path | str) -> Path:
     except OSError as exc:
         raise from_oserror(exc, f"quarantine {source}") from exc
     return target
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it; a missing one is fine. Links are not followed.
-
-    Raises:
-        Busy: something is mounted at or below it, which is named: its files are somebody else's, and nothing
-            is removed.
-        HostError: names the file that cannot be removed.
-    """
-    if mounted := holders.mounts(folder):
-        raise Busy(errno.EBUSY, f"remove {folder}", mounted)
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise from_errno(exc.errno or errno.EIO, f"remove {folder}", str(exc.filename or "")) from exc
 
 
 @contextmanager

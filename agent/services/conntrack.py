@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.services.picture import VirtualPort
-from host import processes
+from host import helpers
 from host.errors import NotFound
 from host.rules.iptables import Family
 
@@ -103,7 +103,7 @@ async def reconcile(ports: Iterable[VirtualPort], *, family: Family = 4) -> int:
         return 0
     base = ["-f", _FAMILY[family], "-p", "udp"]
     try:
-        listing = await processes.run_async(["conntrack", "-L", *base])
+        listing = await helpers.run_async(["conntrack", "-L", *base])
     except NotFound:
         _log.warning("no conntrack program: UDP clients of Services may stick to endpoints that are gone")
         return 0
@@ -111,7 +111,7 @@ async def reconcile(ports: Iterable[VirtualPort], *, family: Family = 4) -> int:
     for destination, port, answering in sorted({_group(flow) for flow in found}):
         to = ["--orig-dst", destination, "--orig-port-dst", str(port), "--reply-src", answering]
         # Status 1 means there is no such entry any more: it timed out meanwhile.
-        await processes.run_async(["conntrack", "-D", *base, *to], check=False)
+        await helpers.run_async(["conntrack", "-D", *base, *to], check=False)
     if found:
         _log.info("deleted stale UDP flows count=%d", len(found))
     return len(found)

@@ -12,7 +12,8 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from host.errors import TimedOut
-from host.processes import Completed, Unkillable, run_async
+from host.helpers import Unkillable, run_async
+from host.processes import Completed
 
 
 class Children:

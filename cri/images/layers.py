@@ -12,7 +12,7 @@ from pathlib import Path
 from cri.images.apply import Applied
 from cri.images.blobs import disk_error
 from cri.images.reference import parse_digest
-from host import processes
+from host import helpers
 from host.errors import HostError
 from host.failpoints import reach
 from host.files import NewerRecord, read_record, write_record
@@ -122,4 +122,4 @@ class LayerStore:
     async def discard(self, *rubbish: Path) -> None:
         """Delete directories in a process of its own: trees of strangers may be deep and large."""
         if rubbish:
-            await processes.run_async(["rm", "-rf", "--", *map(str, rubbish)], timeout=600.0)
+            await helpers.run_async(["rm", "-rf", "--", *map(str, rubbish)], timeout=600.0)

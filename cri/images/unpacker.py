@@ -8,7 +8,7 @@ from typing import Any
 from cri.images.apply import Applied, ParentsNeeded
 from cri.images.errors import CorruptContent, ImageError, StoreFull
 from cri.images.unpack import UnpackRequest
-from host import processes
+from host import helpers, processes
 from host.errors import TimedOut
 
 _TIMEOUT = 3600.0
@@ -22,7 +22,7 @@ async def unpack_layer(request: UnpackRequest) -> Applied:
     """
     argv = [sys.executable, "-I", "-B", "-X", "utf8", "-m", "cri.images.unpack"]
     try:
-        done = await processes.run_async(
+        done = await helpers.run_async(
             argv, input=json.dumps(asdict(request)).encode(), timeout=_TIMEOUT, check=False
         )
     except TimedOut as exc:

@@ -17,7 +17,7 @@ from typing import Any
 from cni import entry
 from cni.errors import CniError
 from host.errors import HostError, TimedOut
-from host.processes import run_async
+from host.helpers import run_async
 
 _MAX_OUTPUT_BYTES = 4 << 20
 _STDERR_TAIL = 500

@@ -33,7 +33,7 @@ from host import syscalls
 from host.cgroups import Cgroups
 from host.errors import Busy, Exists, HostError, NotFound, from_oserror
 from host.failpoints import reach
-from host.files import remove_tree
+from host.trees import remove_tree
 
 LOST_CODE = 255
 LOST = "supervisor lost"

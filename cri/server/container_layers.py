@@ -15,7 +15,7 @@ from pathlib import Path
 from cri.runtime import rooted
 from cri.server.container_image_volumes import detached_image, unmount_images
 from host.errors import NotFound
-from host.files import remove_tree
+from host.trees import remove_tree
 
 _COPY_CHUNK = 1 << 20
 _MAX_DEPTH = 128

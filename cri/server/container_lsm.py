@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cri.server.container_seccomp import profile_of
 from cri.server.errors import unimplemented
-from host import processes
+from host import helpers
 from host.errors import InputError
 from host.lsm import SecurityModules
 from proto.cri import runtime_pb2 as pb
@@ -139,4 +139,4 @@ async def load_default_profile(labels: Labels, modules: SecurityModules) -> None
         ProcessFailed: it refused the profile.
     """
     if labels.apparmor == DEFAULT_PROFILE and DEFAULT_PROFILE not in modules.profiles:
-        await processes.run_async(["apparmor_parser", "-Kr"], input=profile_text().encode())
+        await helpers.run_async(["apparmor_parser", "-Kr"], input=profile_text().encode())

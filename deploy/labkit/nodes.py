@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from cni import launcher
 from cni.config import render_conflist
 from deploy.labkit import layout, stocknode, versions
 from deploy.labkit.errors import LabError
@@ -152,10 +153,9 @@ def install(lab: Layout, node: Node) -> None:
     mirrors = disk / "etc/nodelet/registries.d/_default"
     mirrors.mkdir(parents=True, exist_ok=True)
     (mirrors / "hosts.toml").write_text(HOSTS_TOML)
-    plugin = disk / "opt/cni/bin/nodelet-cni"
-    plugin.parent.mkdir(parents=True, exist_ok=True)
-    plugin.unlink(missing_ok=True)
-    plugin.symlink_to(program("nodelet-cni"))
+    plugins = disk / "opt/cni/bin"
+    plugins.mkdir(parents=True, exist_ok=True)
+    launcher.install(plugins)
 
 
 def set_pod_range(lab: Layout, node: Node, pod_cidr: str) -> None:

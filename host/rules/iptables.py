@@ -123,8 +123,10 @@ async def restore_async(
     text: str | bytes, *, family: Family = 4, noflush: bool = True, timeout: float = 60.0
 ) -> None:
     """As `restore`, without blocking the event loop."""
+    from host import helpers  # brings asyncio, which a CNI plugin that uses this module has no time for
+
     if text:
-        await processes.run_async(_restore_argv(family, noflush), input=_encoded(text), timeout=timeout)
+        await helpers.run_async(_restore_argv(family, noflush), input=_encoded(text), timeout=timeout)
 
 
 def _restore_argv(family: Family, noflush: bool) -> list[str]:

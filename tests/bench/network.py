@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cni import launcher
 from cni.config import render_conflist
 from cri.network import Network, PodNetwork, parse_conflist
 from deploy.labkit import versions
@@ -46,7 +46,7 @@ def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
     with throw_away_namespaces() as folder:
         bin_dir = folder / "bin"
         bin_dir.mkdir()
-        (bin_dir / _EXECUTED).symlink_to(Path(sys.executable).parent / "nodelet-cni")
+        launcher.install(bin_dir).rename(bin_dir / _EXECUTED)
         sides = [_ours(folder, "nodelet-cni"), _ours(folder, _EXECUTED)]
         reference = [lab.binary(versions.REFERENCE_CNI, name) for name in ("bridge", "host-local", "portmap")]
         if all(path.exists() for path in reference):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from criclient import CriClient
 from test_networking import HELLO, address, free_port, greeting
 
+from cni import launcher
 from cni.config import render_conflist
 from deploy.labkit import stocknode, versions
 from deploy.labkit.layout import Layout
@@ -25,9 +25,7 @@ RANGE = "10.97.0.0/24"
 def nodelet_plugin(folder: Path) -> Path:
     """nodelet-cni in containerd's folders; the configuration that names it."""
     disk = folder / "disk"
-    program = disk / "opt/cni/bin/nodelet-cni"
-    program.unlink(missing_ok=True)
-    program.symlink_to(Path(sys.executable).parent / "nodelet-cni")
+    launcher.install(disk / "opt/cni/bin")
     path = disk / "etc/cni/net.d/05-other.conflist"
     conflist = render_conflist(
         [RANGE], bridge="other0", state_dir=str(folder / "other"), name="other", masquerade=False

@@ -14,7 +14,7 @@ import pytest
 from crinode import CriNode
 from test_cri_recovery import gone, pid_of, supervisor_of
 
-from host import processes
+from host import helpers
 from host.cgroups import Cgroups
 from proto.cri import runtime_pb2 as pb
 
@@ -65,7 +65,7 @@ async def test_the_root_is_unmounted(tidy: CriNode):
     """In the container's own mount namespace, the only one it is mounted in."""
     sandbox, container, _ = await tidy.launch("sleep", "1000")
     pid = await pid_of(tidy, container)
-    await processes.run_async(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "-l", "/"], check=False)
+    await helpers.run_async(["nsenter", f"--mount=/proc/{pid}/ns/mnt", "umount", "-l", "/"], check=False)
     assert (await tidy.status(container)).state == pb.CONTAINER_RUNNING
     await tidy.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=0))
     assert (await tidy.status(container)).exit_code == 137
@@ -102,7 +102,7 @@ async def test_shared_memory_is_unmounted(tidy: CriNode, restart: bool):
 
 async def in_daemon(node: CriNode, *argv: str) -> None:
     """A command in the daemon's mount namespace, as an administrator's shell would be in."""
-    await processes.run_async(["nsenter", f"--mount=/proc/{node.pid}/ns/mnt", *argv])
+    await helpers.run_async(["nsenter", f"--mount=/proc/{node.pid}/ns/mnt", *argv])
 
 
 async def test_what_somebody_mounts_into_a_layer_is_named_and_not_deleted(tidy: CriNode, tmp_path: Path):

@@ -14,7 +14,7 @@ from crinode import CriNode
 from test_cri_recovery import gone, pid_of, supervisor_of
 
 from cri.runtime import record
-from host import processes
+from host import helpers, processes
 from proto.cri import runtime_pb2 as pb
 
 
@@ -36,7 +36,7 @@ async def test_the_network_is_not_ready_without_a_configuration(node: CriNode):
 async def second_daemon(node: CriNode, *flags: str) -> processes.Completed:
     """How another daemon with the same arguments, and further ones, ends."""
     argv = [sys.executable, "-m", "cri.main", *node.arguments, *flags]
-    return await processes.run_async(argv, timeout=20, check=False)
+    return await helpers.run_async(argv, timeout=20, check=False)
 
 
 OTHER_SOCKET = "--listen=unix://{folder}/other.sock"

@@ -16,7 +16,7 @@ from crinode import EXTERNAL, CriNode
 from test_cri_pods import refused
 from wsclient import open_stream
 
-from host import processes, syscalls
+from host import helpers, syscalls
 from proto.cri import runtime_pb2 as pb
 
 PRIVATE = pb.PROPAGATION_PRIVATE
@@ -53,7 +53,7 @@ async def test_status_lists_every_handler_with_what_it_says_of_itself(node: CriN
     assert found.pop("") is True
     expected = {}
     for name, path in EXTERNAL.items():
-        done = await processes.run_async([path, "features"], check=False)
+        done = await helpers.run_async([path, "features"], check=False)
         expected[name] = done.returncode == 0 and "rro" in json.loads(done.stdout).get("mountOptions", [])
     assert found == expected
 

@@ -16,7 +16,7 @@ from crinode import BUSYBOX, CriNode
 from images_kit import HOST, FakeRegistry, archive, digest_of, image, member
 
 from cri.images import cli
-from host import processes
+from host import helpers
 from proto.cri import runtime_pb2 as pb
 
 LAYER = archive(member(b"bin/", kind=b"5", mode=0o755), member(b"bin/tool", b"#!/bin/sh\n" * 1000))
@@ -26,7 +26,7 @@ async def said(node: CriNode, *words: str) -> str:
     """What the command prints; it succeeds."""
     places = [f"--endpoint=unix://{node.socket}", f"--root={node.folder / 'root'}"]
     argv = [sys.executable, "-m", "cri.main", "image", *words, *places]
-    done = await processes.run_async(argv, timeout=60.0, env={"PYTHONPATH": ":".join(sys.path)})
+    done = await helpers.run_async(argv, timeout=60.0, env={"PYTHONPATH": ":".join(sys.path)})
     return done.stdout.decode()
 
 

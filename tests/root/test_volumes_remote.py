@@ -22,7 +22,7 @@ from agent.volumes.children import Children
 from agent.volumes.manager import VolumeError, VolumeManager
 from agent.volumes.mounts import HostMounter
 from agent.volumes.unmounting import PATIENCE
-from host import processes
+from host import helpers, processes
 from host.clocks import FakeClock
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: CAP_SYS_ADMIN for mount(2)")
@@ -165,8 +165,8 @@ async def test_a_helper_that_cannot_be_killed_is_left_behind_and_reaped(root: Pa
     server = Server(point)
     try:
         server.die()
-        with pytest.raises(processes.Unkillable) as caught:
-            await processes.run_async(["stat", str(point / "x")], timeout=0.5)
+        with pytest.raises(helpers.Unkillable) as caught:
+            await helpers.run_async(["stat", str(point / "x")], timeout=0.5)
         assert not caught.value.ended.done()
     finally:
         server.stop()

@@ -2,16 +2,20 @@
 
 import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from cni import config as configs
-from cni import entry, errors, main
+from cni import entry, errors, launcher, main
 from cni.config import Attachment
 from cni.errors import CniError
 from cni.runtimeconfig import PortMapping, Rate, RuntimeConfig
+from host import processes
 from host.errors import InputError
 
+ROOT = str(Path(__file__).resolve().parents[2])
 GOOD = {"cniVersion": "1.1.0", "name": "nodelet", "type": "nodelet-cni", "subnets": ["10.244.1.0/24"]}
 
 
@@ -200,3 +204,43 @@ def test_args():
 def test_add_needs_a_namespace():
     with pytest.raises(CniError, match="CNI_NETNS is empty"):
         entry.execute("ADD", config=GOOD, container_id="c1", ifname="eth0")
+
+
+def test_the_executable_that_is_installed_answers(tmp_path):
+    path = launcher.install(tmp_path)
+    done = processes.run([str(path)], env={"CNI_COMMAND": "VERSION"})
+    assert json.loads(done.stdout)["supportedVersions"] == list(configs.SUPPORTED_VERSIONS)
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_installing_by_hand(tmp_path, monkeypatch, capsys):
+    for argv, status in (
+        (["--install"], 2),
+        (["--install", f"{tmp_path}/no"], 1),
+        (["--install", str(tmp_path)], 0),
+    ):
+        monkeypatch.setattr("sys.argv", ["nodelet-cni", *argv])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert ended.value.code == status
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path}/nodelet-cni\n"
+    assert "needs one folder" in err and "no such file or directory" in err
+
+
+def test_the_executable_imports_little():
+    """Each of these costs as much time as all that a plugin does."""
+    script = "import sys, cni.main; print(*sys.modules)"
+    done = processes.run([sys.executable, "-IS", "-c", f"import sys; sys.path.append({ROOT!r}); {script}"])
+    heavy = {
+        "asyncio",
+        "logging",
+        "subprocess",
+        "shutil",
+        "tempfile",
+        "ssl",
+        "ctypes.util",
+        "yaml",
+        "msgspec",
+    }
+    assert set(done.stdout.decode().split()) & heavy == set()

@@ -111,7 +111,7 @@ def touched(path: Path) -> frozenset[str]:
     ("names", "allowed"),
     [
         ({"subprocess", "multiprocessing", "concurrent.futures.ProcessPoolExecutor"}, PROCESSES),
-        ({".subprocess_exec", ".subprocess_shell"}, {"host/processes.py"}),
+        ({".subprocess_exec", ".subprocess_shell"}, {"host/helpers.py"}),
         ({"asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"}, set()),
         ({"os.fork"}, {f"{RUNTIME}/spawner.py"}),
         (

@@ -10,7 +10,7 @@ from host import holders
 from host.cgroups import freezer
 from host.cgroups.files import reader
 from host.errors import Busy
-from host.files import remove_tree
+from host.trees import remove_tree
 
 
 def process(proc: Path, pid: int, name: str, state: str, where: str = "0") -> None:

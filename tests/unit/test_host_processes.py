@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from host.errors import NoSpace, NotFound, TimedOut
-from host.processes import ProcessFailed, run, run_async
+from host.helpers import run_async
+from host.processes import ProcessFailed, run
 
 
 def test_environment_is_fixed_and_input_arrives(monkeypatch):
