@@ -10,6 +10,7 @@ Source: pkg/kubelet/logs/container_log_manager.go (v1.37).
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import logging
 import shutil
@@ -94,6 +95,9 @@ class LogRotation:
         await asyncio.to_thread(_tidy, path, self._max_files)
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self._clock.now()))
         rotated = path.with_name(f"{path.name}.{stamp}")
+        if rotated.exists() or rotated.with_name(f"{rotated.name}.gz").exists():
+            # The clock was put back: renaming and compressing would destroy what is there.
+            raise FileExistsError(errno.EEXIST, "there is a rotated log of this second", str(rotated))
         _rename(path, rotated)
         try:
             await self._reopen(container_id)

@@ -1,14 +1,18 @@
 """Reading and following a container's log file; `logs` does the decoding.
 
-Following sleeps on inotify: it wakes when the file grows, when a rotation renames it (the new file is opened
-once it exists and the old one has been read to its end, so no line is lost), or once a second to see whether
-the container still runs. Files are opened without following any symbolic link: a pod that can write below
-/var/log must not make us read /etc/shadow.
+Following sleeps on inotify: it wakes when the file grows, when a rotation renames it, or once a second to see
+whether the container still runs. Files that rotations put in place are opened as they come, by a task of its
+own, and read one after the other to their ends: however slowly the client takes its lines, none is lost as
+long as not more than `KEPT` rotations are ahead of it. Files are opened without following any symbolic link:
+a pod that can write below /var/log must not make us read /etc/shadow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -19,7 +23,10 @@ from host import inotify
 from host.errors import HostError, NotFound
 from host.syscalls import AT_FDCWD, RESOLVE_NO_SYMLINKS, openat2
 
+log = logging.getLogger(__name__)
 CHUNK = 128 << 10
+KEPT = 8
+"""Files a follower may be behind; a deleted one that is still open takes room on the disk."""
 RUNNING_CHECK = 1.0
 """Seconds between two looks at whether the container still runs; a look is a dictionary access."""
 
@@ -52,6 +59,10 @@ class LogReader:
         self._write = write
         self._decoder = Decoder(options)
         self._fd = -1
+        self._next: collections.deque[int] = collections.deque()
+        """Descriptors of the files after the one being read, oldest first."""
+        self._behind = False
+        self._news = asyncio.Event()
 
     async def run(self) -> None:
         """Stream until the end, the limit, or (following) the container's end. Raises HostError at
@@ -67,7 +78,8 @@ class LogReader:
             else:
                 await self._copy()
         finally:
-            os.close(self._fd)
+            for fd in (self._fd, *self._next):
+                os.close(fd)
 
     def _read_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._fd, length, offset)
@@ -88,37 +100,64 @@ class LogReader:
         async with inotify.Watcher() as watcher:
             watcher.add(self._path.parent, inotify.FOLDER)
             self._watch_file(watcher)
-            while True:
-                # Both are asked before reading: what was written before the answer is then read for certain.
-                running, moved = self._running(), self._replaced()
-                await self._copy()
-                if self._decoder.done or (not running and not moved):
-                    return
-                if moved:
-                    self._switch()
-                    self._watch_file(watcher)
-                    continue
-                await watcher.wait(RUNNING_CHECK)
+            keeping_up = asyncio.create_task(self._keep_up(watcher), name=f"follow {self._path}")
+            try:
+                await self._read_on(watcher)
+            finally:
+                keeping_up.cancel()
+                await asyncio.gather(keeping_up, return_exceptions=True)
+
+    async def _read_on(self, watcher: inotify.Watcher) -> None:
+        while True:
+            # Both are asked before reading: what was written before the answer is then read for certain.
+            running, moved = self._running(), self._look(watcher)
+            self._news.clear()
+            await self._copy()
+            if self._decoder.done or (not running and not moved):
+                return
+            if moved:
+                os.close(self._fd)
+                self._fd = self._next.popleft()
+                self._decoder.end()
+                continue
+            await self._news.wait()
+
+    async def _keep_up(self, watcher: inotify.Watcher) -> None:
+        """Open new files while the reader may be waiting for its client."""
+        while True:
+            await watcher.wait(RUNNING_CHECK)
+            with contextlib.suppress(HostError):  # which the reader meets and tells
+                self._look(watcher)
+            self._news.set()
+
+    def _look(self, watcher: inotify.Watcher) -> bool:
+        """Open what a rotation has put in place of the newest file; whether any is to be read next."""
+        if self._replaced(self._next[-1] if self._next else self._fd):
+            if len(self._next) < KEPT:
+                self._open_next(watcher)
+            elif not self._behind:
+                self._behind = True
+                log.warning("a follower is too far behind, lines are left out path=%s", self._path)
+        return bool(self._next)
+
+    def _open_next(self, watcher: inotify.Watcher) -> None:
+        try:
+            self._next.append(open_log(self._path))
+        except NotFound:
+            return
+        self._watch_file(watcher)
 
     def _watch_file(self, watcher: inotify.Watcher) -> None:
+        newest = self._next[-1] if self._next else self._fd
         try:
-            watcher.add(f"/proc/self/fd/{self._fd}", inotify.FILE)
+            watcher.add(f"/proc/self/fd/{newest}", inotify.FILE)
         except HostError:
             watcher.add(self._path, inotify.FILE)
 
-    def _replaced(self) -> bool:
-        """Whether the path names another file than the one we have open (and that file exists)."""
+    def _replaced(self, newest: int) -> bool:
+        """Whether the path names another file than the newest one we have open (and that file exists)."""
         try:
-            there, ours = os.stat(self._path, follow_symlinks=False), os.fstat(self._fd)
+            there, ours = os.stat(self._path, follow_symlinks=False), os.fstat(newest)
         except FileNotFoundError:
             return False
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
-
-    def _switch(self) -> None:
-        try:
-            fresh = open_log(self._path)
-        except NotFound:
-            return
-        os.close(self._fd)
-        self._fd = fresh
-        self._decoder.end()

@@ -6,6 +6,8 @@ import asyncio
 import gzip
 from pathlib import Path
 
+import pytest
+
 from agent.resources.log_rotation import CHECK_SECONDS, LogRotation, plan_tidy
 from host.clocks import FakeClock, settle
 
@@ -60,3 +62,21 @@ async def test_no_line_is_lost_over_many_rotations(tmp_path: Path) -> None:
     lines = text.split("\n")[:-1]
     assert lines == [f"line {n}" for n in range(written - len(lines), written)]
     assert len(lines) == 60, "the refused rotation kept its lines in place"
+
+
+async def test_a_clock_that_was_put_back_destroys_no_rotated_log(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+
+    async def reopen(container_id: str) -> None:
+        path.touch()
+
+    rotation = LogRotation(
+        clock=FakeClock(), logs=list, reopen=reopen, failures=(OSError,), max_bytes=1, max_files=5
+    )
+    path.write_text("first")
+    await rotation.rotate("c1", path)
+    path.write_text("second")
+    with pytest.raises(FileExistsError):
+        await rotation.rotate("c1", path)
+    (rotated,) = (file for file in tmp_path.iterdir() if file != path)
+    assert (path.read_text(), gzip.decompress(rotated.read_bytes())) == ("second", b"first")

@@ -24,7 +24,7 @@ from agent.api.transport import HttpTransport
 from agent.server import certificates
 from agent.server.auth import Refused, Unknown, User
 from agent.server.handlers import Handlers
-from agent.server.logfiles import LogReader
+from agent.server.logfiles import KEPT, LogReader
 from agent.server.logs import LogOptions
 from agent.server.server import KubeletServer, Listen
 from host.errors import HostError, InputError
@@ -257,6 +257,43 @@ async def test_following_survives_a_rotation_and_ends_with_the_container(tmp_pat
         file.write(record("five"))
     await asyncio.wait_for(task, 5)
     assert seen == b"one\ntwo\nthree\nfour\nfive\n"
+
+
+async def follow_with_a_stuck_client(folder, rotations):
+    """What a follower gives out whose client takes nothing while the log is rotated so often."""
+    path = folder / "0.log"
+    path.write_text(record("line 0"))
+    seen, stuck, go, alive = bytearray(), asyncio.Event(), asyncio.Event(), True
+
+    async def write(data):
+        stuck.set()
+        await go.wait()
+        seen.extend(data)
+
+    reader = LogReader(path, options=LogOptions(follow=True), running=lambda: alive, write=write)
+    task = asyncio.create_task(reader.run())
+    await asyncio.wait_for(stuck.wait(), 10)
+    for number in range(1, rotations + 1):
+        waiting = len(reader._next)
+        path.rename(folder / "old")
+        path.write_text(record(f"line {number}"))
+        (folder / "old").unlink()
+        async with asyncio.timeout(10):
+            while len(reader._next) == waiting < KEPT:
+                await asyncio.sleep(0.005)
+    alive = False
+    go.set()
+    await asyncio.wait_for(task, 10)
+    return seen.decode().splitlines()
+
+
+async def test_a_stuck_client_loses_no_line_over_rotations(tmp_path):
+    assert await follow_with_a_stuck_client(tmp_path, KEPT) == [f"line {n}" for n in range(KEPT + 1)]
+
+
+async def test_a_client_stuck_for_too_long_goes_on_with_what_is_there(tmp_path):
+    lines = await follow_with_a_stuck_client(tmp_path, KEPT + 3)
+    assert lines == [*(f"line {n}" for n in range(KEPT + 1)), f"line {KEPT + 3}"]
 
 
 async def test_a_log_that_is_a_link_is_not_read(tmp_path):
