@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RINGS = ("unit", "contract", "root", "lab", "vm", "conformance")
+RINGS = ("unit", "contract", "root", "lab", "vm", "conformance", "soak")
 DEFAULT = ("unit", "contract", "root", "lab", "conformance")
 USAGE = f"usage: tests/run [{' | '.join(RINGS)} | PATH] ... [-- PYTEST-ARGUMENTS]"
 
@@ -46,8 +46,9 @@ def plan(arguments: Sequence[str], root: Path = ROOT) -> tuple[list[str], list[s
 
 
 def needs_lab(paths: Sequence[str], root: Path = ROOT) -> bool:
-    """Whether one of the paths is in the lab ring, which needs the control plane's binaries."""
-    return any(Path(path.partition("::")[0]).is_relative_to(root / "tests" / "lab") for path in paths)
+    """Whether one of the paths is in a ring that needs the control plane's binaries."""
+    folders = [root / "tests" / name for name in ("lab", "soak")]
+    return any(Path(path.partition("::")[0]).is_relative_to(folder) for path in paths for folder in folders)
 
 
 def apart(paths: Sequence[str], root: Path = ROOT) -> tuple[list[str], list[str]]:
