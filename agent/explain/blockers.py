@@ -1,8 +1,9 @@
 """What keeps a pod from where it should be, each with its cause: a pure function of the situation.
 
 In the order in which the node works: stopping, volumes, sandbox and network, then each container (image,
-start, back-off, startup probe, readiness probe), then readiness gates. Nothing is guessed: a blocker names a
-job under way, a job that failed, a container's wait, or a probe's last answer.
+start, back-off, startup probe, readiness probe), then readiness gates and a resize that is not granted.
+Nothing is guessed: a blocker names a job under way, a job that failed, a container's wait, or a probe's last
+answer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def blockers(seen: Situation) -> tuple[Blocker, ...]:
         return tuple(_stopping(seen))
     if seen.status.phase in TERMINAL:
         return ()
-    return (*_ground(seen), *_containers(seen), *_gates(seen))
+    return (*_ground(seen), *_containers(seen), *_gates(seen), *_resize(seen))
 
 
 def _stopping(seen: Situation) -> Iterator[Blocker]:
@@ -100,7 +101,8 @@ def _container(seen: Situation, container: Container, *, init: bool) -> Iterator
     if name in seen.holds:
         yield _held(seen, what, container, fact)
     elif pull in seen.jobs:
-        yield Blocker(what=what, cause=f"getting image {container.image}", since=_age(seen, pull))
+        cause = seen.notes.get(name) or f"getting image {container.image}"
+        yield Blocker(what=what, cause=cause, since=_age(seen, pull))
     elif fact is not None and fact.id in seen.hooking:
         yield Blocker(
             what=what, cause="its postStart hook has not ended", since=_since(seen, fact.started_at)
@@ -179,6 +181,12 @@ def _gates(seen: Situation) -> Iterator[Blocker]:
         if found is None or found.status != "True":
             cause = "nobody has set it" if found is None else f"it is {found.status} {found.message}".rstrip()
             yield Blocker(what=f"readiness gate {gate.condition_type}", cause=cause)
+
+
+def _resize(seen: Situation) -> Iterator[Blocker]:
+    if seen.resize is not None:
+        cause = f"{seen.resize.reason}: {seen.resize.message}"
+        yield Blocker(what="resize of the pod", cause=cause, since=max(0.0, seen.now - seen.resize.since))
 
 
 def _failed(seen: Situation, what: str, key: str) -> Blocker:

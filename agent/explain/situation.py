@@ -11,6 +11,7 @@ from agent.pods.facts import PodFacts
 from agent.pods.manager import PodManager
 from agent.pods.restart import Backoff
 from agent.pods.status import Verdict
+from agent.pods.status_resize import PendingResize
 from agent.pods.timeline import Entry
 from agent.pods.worker import PodWorker
 from agent.probes.manager import ProbeManager, ProbeStory
@@ -37,6 +38,10 @@ class Situation:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     holds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Container → reason and message why it does not run."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Container → how far its image's pull is."""
+    resize: PendingResize | None = None
+    """A wanted resize that the node cannot grant."""
     exits: Mapping[str, float] = field(default_factory=dict)
     backoffs: Mapping[str, Backoff] = field(default_factory=dict)
     hooking: frozenset[str] = frozenset()
@@ -62,6 +67,8 @@ def take(worker: PodWorker, *, manager: PodManager, probes: ProbeManager, clock:
         jobs=worker.jobs,
         failures=dict(memory.failures),
         holds=dict(memory.holds),
+        notes=dict(memory.notes),
+        resize=memory.pending,
         exits=dict(memory.exits),
         backoffs=dict(memory.backoffs),
         hooking=frozenset(memory.hooking),

@@ -18,6 +18,7 @@ from agent.explain.service import ExplainService
 from agent.explain.situation import Situation, take
 from agent.explain.words import age, clock_time, duration
 from agent.pods.runtime import ExecResult
+from agent.pods.status_resize import PendingResize
 from agent.pods.timeline import FIRST, LAST, PODS, Timelines
 from agent.probes.manager import ProbeStory
 from agent.probes.state import Kind, Outcome, State, Thresholds
@@ -58,6 +59,25 @@ async def test_a_ready_pod_has_nothing_in_its_way_and_a_timeline(tmp_path: Path)
         assert {line.what: line.seconds for line in found.timeline}[
             "container app: image there, busybox"
         ] == 2.0
+
+
+async def test_how_far_a_pull_is_and_a_resize_that_is_not_granted(tmp_path: Path) -> None:
+    async with running(Node(tmp_path)) as node:
+        node.cri.slow["pull"] = 60.0
+        await node.put(make_pod())
+        (worker,) = node.manager.workers()
+        worker.memory.notes["app"] = 'pulling image "busybox": 2 of 5 layers, 12.3 of 45.6 MB'
+        assert told(node)[1] == ['container app: pulling image "busybox": 2 of 5 layers, 12.3 of 45.6 MB']
+        await node.advance(61)
+        worker.memory.pending = PendingResize(
+            reason="Infeasible", message="node has not enough memory", generation=2, since=50.0
+        )
+        (blocker,) = report(situation(node)).blockers
+        assert (blocker.what, blocker.cause) == (
+            "resize of the pod",
+            "Infeasible: node has not enough memory",
+        )
+        assert blocker.since is not None and blocker.since > 10
 
 
 async def test_volumes_that_fail(tmp_path: Path) -> None:
