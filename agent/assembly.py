@@ -139,6 +139,7 @@ class Agent:
             root=settings.root,
             sources=sources,
             claims=self._sources,
+            certificates=self._sources,
             clock=self._clock,
             allocatable=lambda: self.node.status.allocatable,
             image=lambda pod, reference, policy: self.pods.volume_image(pod, reference, policy),

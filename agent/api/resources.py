@@ -10,7 +10,7 @@ import dataclasses
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from agent.api import structs
+from agent.api import structs, trust
 from agent.api.meta import Object
 
 T = TypeVar("T", bound=Object)
@@ -84,4 +84,19 @@ CERTIFICATE_SIGNING_REQUESTS = Resource(
     "CertificateSigningRequest",
     structs.CertificateSigningRequest,
     namespaced=False,
+)
+CLUSTER_TRUST_BUNDLES = Resource(
+    "certificates.k8s.io",
+    "v1",
+    "clustertrustbundles",
+    "ClusterTrustBundle",
+    trust.ClusterTrustBundle,
+    namespaced=False,
+)
+POD_CERTIFICATE_REQUESTS = Resource(
+    "certificates.k8s.io",
+    "v1",
+    "podcertificaterequests",
+    "PodCertificateRequest",
+    trust.PodCertificateRequest,
 )

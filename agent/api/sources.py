@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+
+import msgspec
 
 from agent.api import errors
 from agent.api.client import ApiClient
-from agent.api.meta import Object
+from agent.api.meta import Object, ObjectMeta, OwnerReference
 from agent.api.resources import (
+    CLUSTER_TRUST_BUNDLES,
     CONFIG_MAPS,
+    NODES,
     PERSISTENT_VOLUME_CLAIMS,
     PERSISTENT_VOLUMES,
+    POD_CERTIFICATE_REQUESTS,
     RUNTIME_CLASSES,
     SECRETS,
+    SERVICE_ACCOUNTS,
     Resource,
 )
 from agent.api.structs import (
@@ -34,12 +40,15 @@ from agent.api.structs import (
     Secret,
     TokenRequest,
 )
+from agent.api.trust import ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec
 from agent.api.watch import Informer, Selection
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Object)
 Key = tuple[str, str, str]
 """Plural name of the resource, namespace, name."""
+
+_ALL_TRUST_BUNDLES: Key = (CLUSTER_TRUST_BUNDLES.plural, "", "")
 
 SWEEP = 30.0
 """Seconds between two looks for objects no pod refers to any more."""
@@ -49,6 +58,9 @@ def live_references(pod: Pod) -> set[Key]:
     """The objects whose changes show in the pod's volumes."""
     namespace = pod.metadata.namespace
     found: set[Key] = set()
+    projections = (volume.projected.sources for volume in pod.spec.volumes if volume.projected)
+    if any(part.cluster_trust_bundle is not None for parts in projections for part in parts):
+        found.add(_ALL_TRUST_BUNDLES)
     for volume in pod.spec.volumes:
         if volume.config_map is not None:
             found.add((CONFIG_MAPS.plural, namespace, volume.config_map.name))
@@ -128,6 +140,48 @@ class ApiSources:
         except errors.NotFound:
             return None
 
+    async def trust_bundles(self, name: str, *, signer: str, labels: str | None) -> Sequence[str]:
+        """PEM texts; see agent.volumes.base.Certificates. Raises ApiError."""
+        found: Sequence[ClusterTrustBundle] = ()
+        if name:
+            found = (await self._client.get(CLUSTER_TRUST_BUNDLES, name),)
+        elif labels is not None:
+            fields = f"spec.signerName={signer}"
+            listed = await self._client.list(
+                CLUSTER_TRUST_BUNDLES, label_selector=labels, field_selector=fields
+            )
+            found = listed.items
+        self._follow(_ALL_TRUST_BUNDLES, CLUSTER_TRUST_BUNDLES)
+        return [bundle.spec.trust_bundle for bundle in found]
+
+    async def request_certificate(self, pod: Pod, spec: PodCertificateRequestSpec) -> str:
+        """Submit a request, with the UIDs that only the API knows; its name. Raises ApiError."""
+        namespace = pod.metadata.namespace
+        account = await self._client.get(SERVICE_ACCOUNTS, spec.service_account_name, namespace=namespace)
+        node = await self._client.get(NODES, spec.node_name)
+        spec = msgspec.structs.replace(
+            spec, service_account_uid=account.metadata.uid, node_uid=node.metadata.uid
+        )
+        meta = pod.metadata
+        owner = OwnerReference(api_version="v1", kind="Pod", name=meta.name, uid=meta.uid)
+        request = PodCertificateRequest(
+            metadata=ObjectMeta(
+                namespace=namespace,
+                generate_name=f"req-{meta.name}-"[:200],
+                owner_references=(owner,),  # so that it goes with the pod
+            ),
+            spec=spec,
+        )
+        made = await self._client.create(POD_CERTIFICATE_REQUESTS, request, namespace=namespace)
+        return made.metadata.name
+
+    async def certificate_request(self, namespace: str, name: str) -> PodCertificateRequest | None:
+        """A request, None when it is gone. Raises ApiError."""
+        try:
+            return await self._client.get(POD_CERTIFICATE_REQUESTS, name, namespace=namespace)
+        except errors.NotFound:
+            return None
+
     async def _get(self, resource: Resource[T], namespace: str, name: str) -> T | None:
         key = (resource.plural, namespace, name)
         if key in self._immutable:
@@ -151,7 +205,8 @@ class ApiSources:
     def _follow(self, key: Key, resource: Resource[T]) -> None:
         if key in self._informers or not self._needed(key):
             return
-        selection = Selection(resource, namespace=key[1], field_selector=f"metadata.name={key[2]}")
+        one = f"metadata.name={key[2]}" if key[2] else ""
+        selection = Selection(resource, namespace=key[1], field_selector=one)
         informer = Informer(self._client, selection, lambda old, new: self._changed(key))
         self._informers[key] = informer  # type: ignore[assignment]
         self._tasks[key] = asyncio.create_task(informer.run(), name=f"follow {'/'.join(key)}")

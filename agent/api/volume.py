@@ -82,6 +82,16 @@ class ClusterTrustBundleProjection(Struct, frozen=True, kw_only=True):
     path: str = ""
 
 
+class PodCertificateProjection(Struct, frozen=True, kw_only=True):
+    signer_name: str = ""
+    key_type: str = ""
+    max_expiration_seconds: int | None = None
+    credential_bundle_path: str = ""
+    key_path: str = ""
+    certificate_chain_path: str = ""
+    user_annotations: dict[str, str] = {}
+
+
 class VolumeProjection(Struct, frozen=True, kw_only=True):
     """One of the fields is set."""
 
@@ -90,6 +100,7 @@ class VolumeProjection(Struct, frozen=True, kw_only=True):
     downward_api: DownwardAPIVolumeSource | None = None
     service_account_token: ServiceAccountTokenProjection | None = None
     cluster_trust_bundle: ClusterTrustBundleProjection | None = None
+    pod_certificate: PodCertificateProjection | None = None
 
 
 class ProjectedVolumeSource(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ nothing is mounted on it, because that is the record of which pods use a Persist
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
         TokenRequest,
         Volume,
     )
+    from agent.api.trust import PodCertificateRequest, PodCertificateRequestSpec
     from agent.volumes.children import Children
     from agent.volumes.mounts import Mounter
+    from agent.volumes.pod_certificates import PodCertificates
     from agent.volumes.tokens import Tokens
 
 
@@ -154,6 +156,21 @@ class Claims(Protocol):
         """A PersistentVolume."""
 
 
+class Certificates(Protocol):
+    """Trust anchors of the cluster and certificates for pods."""
+
+    async def trust_bundles(self, name: str, *, signer: str, labels: str | None) -> Sequence[str]:
+        """PEM texts of the ClusterTrustBundle of that name; without a name, of those of a signer that a label
+        selector chooses ("": all, None: none). Raises ApiError, NotFound where none has that name.
+        """
+
+    async def request_certificate(self, pod: Pod, spec: PodCertificateRequestSpec) -> str:
+        """Submit a PodCertificateRequest; its name. Raises ApiError."""
+
+    async def certificate_request(self, namespace: str, name: str) -> PodCertificateRequest | None:
+        """A request with what was decided, None when it is gone. Raises ApiError."""
+
+
 AllocatableGetter = Callable[[], Mapping[str, str]]
 """The node's allocatable resources now: resource name → quantity text."""
 
@@ -190,6 +207,8 @@ class Context:
         directory: the volume's own directory (volumeMode Block: its link), not yet made.
         sources: API objects.
         tokens: service account tokens, shared by all pods.
+        pod_certificates: certificates of the pods' own, shared by all pods.
+        certificates: trust anchors; None on a node without API.
         mounter: the only way to mount on file systems of this machine.
         children: the only way to touch another machine's.
         clock: time.
@@ -209,6 +228,8 @@ class Context:
     clock: Clock
     allocatable: Mapping[str, str]
     host_root: Path
+    pod_certificates: PodCertificates
+    certificates: Certificates | None = None
     claims: Claims | None = None
     claimed: Claimed | None = None
     image: ImageGetter | None = None

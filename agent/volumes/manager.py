@@ -18,6 +18,7 @@ from agent.volumes import claim, downward_api, plugins
 from agent.volumes.base import (
     AllocatableGetter,
     BlockDevice,
+    Certificates,
     Claimed,
     Claims,
     Context,
@@ -32,12 +33,13 @@ from agent.volumes.children import Children
 from agent.volumes.containers import block_devices, mount_of, subpath_of
 from agent.volumes.following import Follower
 from agent.volumes.mounts import HostMounter, Mounter
+from agent.volumes.pod_certificates import PodCertificates
 from agent.volumes.subpath import bind_subpath, bind_subpath_in_child
 from agent.volumes.teardown import remove_pod
 from agent.volumes.tokens import Tokens
 from agent.volumes.unmounting import Unmounter
 from host.clocks import Clock, SystemClock
-from host.errors import HostError
+from host.errors import HostError, InputError
 
 if TYPE_CHECKING:
     from agent.api.structs import Container, Pod, Volume
@@ -56,6 +58,7 @@ class VolumeManager:
         root: the agent root, usually /var/lib/kubelet.
         sources: getters for ConfigMaps, Secrets and tokens.
         claims: getters for claims and their volumes; None on a node without API.
+        certificates: trust anchors and certificates for pods; None on a node without API.
         clock: time, for token renewal.
         allocatable: the node's allocatable resources, for limits that a container leaves unset.
         host_root: prefix of hostPath sources; "/" except in tests.
@@ -72,6 +75,7 @@ class VolumeManager:
         root: Path,
         sources: Sources,
         claims: Claims | None = None,
+        certificates: Certificates | None = None,
         clock: Clock | None = None,
         allocatable: AllocatableGetter = dict,
         host_root: Path = Path("/"),
@@ -82,6 +86,7 @@ class VolumeManager:
         self._pods_root = root / "pods"
         self._sources = sources
         self._claims = claims
+        self._certificates = certificates
         self._clock = clock or SystemClock()
         self._allocatable = allocatable
         self._host_root = host_root
@@ -90,13 +95,14 @@ class VolumeManager:
         self._image = image
         self._unmounter = Unmounter(mounter=self._mounter, children=self._children, clock=self._clock)
         self._tokens = Tokens(sources, clock=self._clock)
+        self._pod_certificates = PodCertificates(certificates, clock=self._clock)
         self._locks: dict[str, asyncio.Lock] = {}
         self._claims_locks: dict[str, asyncio.Lock] = {}
         self._pods: dict[str, Pod] = {}
         self._follower = Follower(refresh=self.refresh, due=self._due, clock=self._clock)
 
     async def run(self) -> None:
-        """Keep live volumes in step, and renew projected tokens at 80 % of their life, until cancelled."""
+        """Keep live volumes in step, and renew tokens and certificates before they end, until cancelled."""
         await self._follower.run()
 
     def changed(self, pod: Pod) -> None:
@@ -110,7 +116,8 @@ class VolumeManager:
             self.changed(new)
 
     def _due(self) -> list[Pod]:
-        return [self._pods[uid] for uid in self._tokens.due() if uid in self._pods]
+        due = self._tokens.due() | self._pod_certificates.due()
+        return [self._pods[uid] for uid in due if uid in self._pods]
 
     async def prepare(self, pod: Pod) -> dict[str, PreparedVolume]:
         """Set up every volume of a pod; safe to repeat.
@@ -206,6 +213,7 @@ class VolumeManager:
         async with self._lock(pod_uid):
             self._pods.pop(pod_uid, None)
             self._tokens.forget(pod_uid)
+            self._pod_certificates.forget(pod_uid)
             self._follower.forget(pod_uid)
             try:
                 await remove_pod(self._pod_directory(pod_uid), unmounter=self._unmounter)
@@ -233,7 +241,7 @@ class VolumeManager:
         for volume, outcome in zip(volumes, outcomes, strict=True):
             if isinstance(outcome, PreparedVolume):
                 prepared[volume.name] = outcome
-            elif isinstance(outcome, Unready | ApiError | OSError):
+            elif isinstance(outcome, Unready | ApiError | OSError | InputError):
                 failures.append((volume.name, outcome))
             else:
                 raise outcome
@@ -255,6 +263,8 @@ class VolumeManager:
             directory=_place(directory, plugin.directory, volume, claimed),
             sources=self._sources,
             tokens=self._tokens,
+            pod_certificates=self._pod_certificates,
+            certificates=self._certificates,
             mounter=self._mounter,
             children=self._children,
             clock=self._clock,

@@ -10,11 +10,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from agent.volumes import atomic, config_map, downward_api, secret
+from agent.volumes import atomic, config_map, downward_api, secret, trust_bundle
 from agent.volumes.base import Context, PreparedVolume, Unready
 
 if TYPE_CHECKING:
-    from agent.api.structs import Pod, ServiceAccountTokenProjection, Volume, VolumeProjection
+    from agent.api.structs import (
+        Pod,
+        PodCertificateProjection,
+        ServiceAccountTokenProjection,
+        Volume,
+        VolumeProjection,
+    )
 
 
 async def set_up(context: Context, volume: Volume) -> PreparedVolume:
@@ -49,7 +55,11 @@ async def _collect(context: Context, part: VolumeProjection, mode: int) -> dict[
         return downward_api.collect(context.pod, items, mode=mode, allocatable=context.allocatable)
     if part.service_account_token is not None:
         return await _token(context, part.service_account_token, mode)
-    raise Unready("projected source of a kind that this node does not support (clusterTrustBundle or newer)")
+    if part.cluster_trust_bundle is not None:
+        return await trust_bundle.collect(context, part.cluster_trust_bundle, mode)
+    if part.pod_certificate is not None:
+        return await _certificate(context, part.pod_certificate, mode)
+    raise Unready("projected source of a kind that this node does not support")
 
 
 async def _token(
@@ -57,10 +67,21 @@ async def _token(
 ) -> dict[str, atomic.File]:
     """A token's file: readable by the pod's user or fsGroup alone when the pod says who that is."""
     text = await context.tokens.get(context.pod, projection)
+    return {atomic.check_path(projection.path): _private(context, atomic.File(text.encode(), mode))}
+
+
+async def _certificate(
+    context: Context, projection: PodCertificateProjection, mode: int
+) -> dict[str, atomic.File]:
+    """A certificate's files, with the key as private as a token."""
+    files = await context.pod_certificates.collect(context.pod, projection, mode=mode)
+    return {path: _private(context, file) for path, file in files.items()}
+
+
+def _private(context: Context, file: atomic.File) -> atomic.File:
     owner = common_user(context.pod)
-    if owner is not None or context.fs_group is not None:
-        mode = 0o600
-    return {atomic.check_path(projection.path): atomic.File(text.encode(), mode, owner)}
+    mode = file.mode if owner is None and context.fs_group is None else 0o600
+    return atomic.File(file.data, mode, owner)
 
 
 def common_user(pod: Pod) -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,8 +108,9 @@ class FakeClaims:
 
 
 class Node:
-    def __init__(self, root: Path, *, claims: FakeClaims | None = None) -> None:
+    def __init__(self, root: Path, *, claims: FakeClaims | None = None, certificates: Any = None) -> None:
         self.root = root
+        self.certificates = certificates
         self.images: dict[str, str] = {}
         self.pulls: list[tuple[str, str]] = []
         self.clock = FakeClock()
@@ -119,6 +121,7 @@ class Node:
             root=root / "kubelet",
             sources=self.api,
             claims=self.claims,
+            certificates=certificates,
             clock=self.clock,
             allocatable=lambda: {"memory": "1Gi", "cpu": "2"},
             host_root=root / "host",
