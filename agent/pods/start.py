@@ -148,7 +148,7 @@ async def _config(
     target = observed.latest(container.target_container_name) if container.target_container_name else None
     if container.target_container_name and (target is None or target.state is not State.RUNNING):
         raise SpecError(f"unable to find target container {container.target_container_name}")
-    return container_config(
+    config = container_config(
         pod,
         container,
         attempt=action.attempt,
@@ -160,6 +160,9 @@ async def _config(
         target_id=target.id if target else "",
         users=ports.users.of(pod),
     )
+    groups = {volume.group for volume in memory.prepared.values() if volume.group is not None}
+    config.linux.security_context.supplemental_groups.extend(sorted(groups))
+    return config
 
 
 def _env_files(container: Container, memory: Memory) -> dict[tuple[str, str], str | None]:

@@ -81,6 +81,7 @@ class PreparedVolume:
         remote: another machine answers for it, so only children may touch it.
         device: volumeMode Block: the device node, in place of a directory.
         image: an image volume: the runtime's id of the image it mounts itself.
+        group: a group that every container is to be in, because the volume belongs to it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class PreparedVolume:
     remote: bool = False
     device: Path | None = None
     image: str = ""
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,12 @@ class Claimed:
     def name(self) -> str:
         """The PersistentVolume's name."""
         return self.volume.metadata.name
+
+    @property
+    def group(self) -> int | None:
+        """The group that owns it, where its annotation pv.beta.kubernetes.io/gid names one."""
+        text = self.volume.metadata.annotations.get("pv.beta.kubernetes.io/gid", "")
+        return int(text) if text.isascii() and text.isdecimal() and int(text) < 2**31 else None
 
     @property
     def block(self) -> bool:

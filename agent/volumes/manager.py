@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,7 +280,7 @@ class VolumeManager:
         # Two volumes of a pod may be one claim, and of two pods only one may have a ReadWriteOncePod volume.
         async with self._claims_locks.setdefault(claimed.name, asyncio.Lock()):
             await claim.check_access(claimed, pod, pods_root=self._pods_root)
-            return await plugin.set_up(context, volume)
+            return replace(await plugin.set_up(context, volume), group=claimed.group)
 
     async def _source(
         self, pod: Pod, container: Container, index: int, volume: PreparedVolume, env: Mapping[str, str]

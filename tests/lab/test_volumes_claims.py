@@ -103,10 +103,12 @@ def test_d08_each_pod_of_a_stateful_set_serves_its_own_local_volume(ns, disk):
         },
     }
     volumes = []
+    owned = {"pv.beta.kubernetes.io/gid": "4321"}
     for number in range(2):
         ns.cluster.node("n1", "sh", "-c", f"mkdir {disk}/{number}; echo {number} > {disk}/{number}/index")
         path = {"local": {"path": f"{disk}/{number}"}}
         volumes.append(volume(f"{ns.name}-{number}", f"v-s-{number}", ns, path))
+        volumes[-1]["metadata"]["annotations"] = owned
     ns.apply(
         *volumes,
         {
@@ -125,7 +127,7 @@ def test_d08_each_pod_of_a_stateful_set_serves_its_own_local_volume(ns, disk):
         ns.wait_running(f"s-{number}")
         assert ns.sh(f"s-{number}", "cat /v/index").strip() == str(number)
         assert ns.sh(f"s-{number}", "stat -c '%g %a' /v /v/index").split() == ["1234", "2775", "1234", "664"]
-        assert "1234" in ns.sh(f"s-{number}", "id -G").split()
+        assert {"1234", "4321"} <= set(ns.sh(f"s-{number}", "id -G").split())
 
 
 def test_d10_a_file_is_a_block_device_in_the_pod(ns, disk):

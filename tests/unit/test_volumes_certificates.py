@@ -129,19 +129,18 @@ def issued(node: Node, chain: str, *, life: float = 1000.0) -> PodCertificateReq
     )
 
 
-async def prepare(node: Node) -> Any:
-    """Prepare while the time passes that a request is asked after."""
-    task = asyncio.create_task(node.manager.prepare(pod(CERTIFICATE)))
+async def prepare_in_vain(node: Node) -> str:
+    """The failure to prepare, when all the time has passed for which a request is asked after."""
+    task = asyncio.create_task(fails(node, pod(CERTIFICATE)))
     while not task.done():
         await node.clock.advance(0.2)
-    return task
+    return task.result()
 
 
 async def test_a_certificate_is_requested_once_and_its_key_stays_private(node: Node) -> None:
-    waits = (await prepare(node)).exception()
-    assert "podcertificaterequest ns/req1 waits for its signer" in str(waits)
+    assert "podcertificaterequest ns/req1 waits for its signer" in await prepare_in_vain(node)
     node.certificates.decisions["req1"] = issued(node, ONE)
-    place = (await prepare(node)).result()["v"].host_path
+    place = (await node.manager.prepare(pod(CERTIFICATE)))["v"].host_path
     (request,) = node.certificates.requests
     assert (request.signer_name, request.pod_name, request.pod_uid) == ("x/y", "p", "u1")
     assert request.service_account_name == "robot"
@@ -154,7 +153,7 @@ async def test_a_certificate_is_requested_once_and_its_key_stays_private(node: N
 
 async def test_a_certificate_is_renewed_and_the_old_one_stays_meanwhile(node: Node) -> None:
     node.certificates.decisions["req1"] = issued(node, ONE)
-    place = (await prepare(node)).result()["v"].host_path
+    place = (await node.manager.prepare(pod(CERTIFICATE)))["v"].host_path
     await node.clock.advance(499)
     await node.manager.refresh(pod(CERTIFICATE))
     await node.clock.advance(2)

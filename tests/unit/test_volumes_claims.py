@@ -118,6 +118,15 @@ async def test_access_modes_decide_what_is_read_only(node: Node, modes: tuple[st
     assert prepared["v"].read_only
 
 
+@pytest.mark.parametrize(("text", "group"), [("5555", 5555), ("", None), ("-1", None), ("4294967296", None)])
+async def test_the_group_a_volume_is_annotated_with(node: Node, text: str, group: int | None) -> None:
+    (node.root / "host/disk").mkdir()
+    node.claims.claims["ns/data"] = claim_of()
+    meta = ObjectMeta(name="pv1", annotations={"pv.beta.kubernetes.io/gid": text})
+    node.claims.volumes["pv1"] = PersistentVolume(metadata=meta, spec=PersistentVolumeSpec(local=LOCAL))
+    assert (await node.manager.prepare(pod(DATA)))["v"].group == group
+
+
 def other_pod() -> Pod:
     made = pod(DATA)
     return Pod(metadata=ObjectMeta(name="q", namespace="ns", uid="u2"), spec=made.spec)
