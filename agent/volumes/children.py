@@ -9,11 +9,17 @@ nothing more is started for the same thing: a dead server costs one process, how
 from __future__ import annotations
 
 import errno
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import agent
 from host.errors import TimedOut
 from host.helpers import Unkillable, run_async
 from host.processes import Completed
+
+_CODE = str(Path(agent.__file__).resolve().parent.parent)
 
 
 class Children:
@@ -22,12 +28,15 @@ class Children:
     Args:
         limit: seconds a child may take.
         env: variables for them beside host.processes.SAFE_ENV; tests name their own helpers in PATH.
+
+    Attributes:
+        hanging: what was last left behind for each thing.
     """
 
     def __init__(self, *, limit: float = 30.0, env: Mapping[str, str] | None = None) -> None:
         self._limit = limit
         self._env = dict(env or {})
-        self._stuck: dict[str, Unkillable] = {}
+        self.hanging: dict[str, Unkillable] = {}
 
     async def run(
         self,
@@ -50,14 +59,24 @@ class Children:
             NotFound: no such program.
             ProcessFailed: it ended with another status than 0.
         """
-        before = self._stuck.get(key)
+        before = self.hanging.get(key)
         if before is not None:
             if not before.ended.done():
                 raise TimedOut(errno.ETIMEDOUT, f"run {argv[0]}", f"{before.detail}, and hangs still")
-            del self._stuck[key]
+            del self.hanging[key]
         limit = self._limit if limit is None else min(limit, self._limit)
         try:
             return await run_async(argv, timeout=limit, env={**self._env, **(env or {})})
         except Unkillable as exc:
-            self._stuck[key] = exc
+            self.hanging[key] = exc
             raise
+
+    async def call(self, key: str, module: str, arguments: Sequence[object]) -> None:
+        """Run a module of ours as a program; it finds its arguments in `sys.argv[1]`, as JSON.
+
+        Raises:
+            TimedOut, ProcessFailed: as `run`.
+        """
+        # -P: not the working directory's modules; -s: nor a user's.
+        argv = [sys.executable, "-sP", "-m", module, json.dumps(arguments)]
+        await self.run(key, argv, env={"PYTHONPATH": _CODE})

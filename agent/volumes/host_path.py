@@ -8,13 +8,17 @@ Source: Kubernetes API, core/v1 HostPathVolumeSource.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.volumes.base import Context, PreparedVolume, Unready
+from host.errors import TimedOut
+from host.processes import ProcessFailed
 
 if TYPE_CHECKING:
     from agent.api.structs import Volume
@@ -42,8 +46,38 @@ async def set_up(context: Context, volume: Volume) -> PreparedVolume:
     if not source.path.startswith("/") or ".." in source.path.split("/"):
         raise Unready(f"hostPath {source.path!r} must be absolute and must not contain '..'")
     path = context.host_root / source.path.lstrip("/")
-    await asyncio.to_thread(check, path, source.type, shown=source.path)
-    return PreparedVolume(name=volume.name, host_path=path)
+    remote = await check_where_it_is(context, path, source.type, shown=source.path)
+    return PreparedVolume(name=volume.name, host_path=path, remote=remote)
+
+
+async def check_where_it_is(context: Context, path: Path, kind: str, *, shown: str) -> bool:
+    """`check`, in a child where the path is on another machine's file system; whether it is.
+
+    Raises:
+        Unready: as `check`, or the file system does not answer.
+    """
+    mounted = await asyncio.to_thread(context.mounter.mount_at, path)
+    if mounted is None or not mounted.remote:
+        await asyncio.to_thread(check, path, kind, shown=shown)
+        return False
+    try:
+        await context.children.call(f"hostPath {path}", __name__, [str(path), kind, shown])
+    except ProcessFailed as exc:
+        raise Unready(exc.stderr or str(exc)) from exc
+    except TimedOut as exc:
+        raise Unready(f"hostPath {shown}: {mounted.kind} {mounted.source} does not answer: {exc}") from exc
+    return True
+
+
+def _child() -> int:
+    """The child of `check_where_it_is`: arguments as JSON, errors on standard error."""
+    path, kind, shown = json.loads(sys.argv[1])
+    try:
+        check(Path(path), kind, shown=shown)
+    except (Unready, OSError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
 
 
 def check(path: Path, kind: str, *, shown: str) -> None:
@@ -75,3 +109,7 @@ def check(path: Path, kind: str, *, shown: str) -> None:
         raise Unready(f"hostPath type check failed: {shown} is not a {words}: {reason}") from exc
     if not matches(mode):
         raise Unready(f"hostPath type check failed: {shown} is not a {words}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(_child())

@@ -63,6 +63,9 @@ class Mounter(Protocol):
     def table(self, path: Path) -> Sequence[Mounted]:
         """Every mount at or below a path, the last mounted first."""
 
+    def mount_at(self, path: Path) -> Mounted | None:
+        """The mount that a path is on, links in it not followed."""
+
 
 class HostMounter:
     """The machine's mount table, as this process sees it.
@@ -101,11 +104,14 @@ class HostMounter:
     def table(self, path: Path) -> list[Mounted]:
         return mounts_below(self._mountinfo.read_text(errors="surrogateescape"), path)
 
+    def mount_at(self, path: Path) -> Mounted | None:
+        return mount_at(self._mountinfo.read_text(errors="surrogateescape"), path)
+
 
 def mounts_below(mountinfo: str, path: Path) -> list[Mounted]:
     """The mounts at or below `path` in the text of a mountinfo file, the last mounted first."""
     found = []
-    prefix = f"{path}/"
+    prefix = f"{path}/" if path != Path("/") else "/"
     for line in mountinfo.split("\n"):
         front, _, back = line.partition(" - ")
         fields, behind = front.split(" "), back.split(" ")
@@ -115,6 +121,16 @@ def mounts_below(mountinfo: str, path: Path) -> list[Mounted]:
         if f"{point}/".startswith(prefix):
             found.append(Mounted(Path(point), behind[0], _plain(behind[1])))
     found.reverse()
+    return found
+
+
+def mount_at(mountinfo: str, path: Path) -> Mounted | None:
+    """The mount that a path without links is on: the last of those with the longest mount point above it."""
+    above = {path, *path.parents}
+    found: Mounted | None = None
+    for mounted in mounts_below(mountinfo, Path("/")):
+        if mounted.point in above and (found is None or len(str(mounted.point)) > len(str(found.point))):
+            found = mounted
     return found
 
 

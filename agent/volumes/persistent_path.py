@@ -37,9 +37,9 @@ async def set_up_host_path(context: Context, volume: Volume) -> PreparedVolume:
     if claimed.block:
         raise Unready("a hostPath PersistentVolume cannot have volumeMode Block: use kind local")
     path = _path(context, source.path)
-    await asyncio.to_thread(host_path.check, path, source.type, shown=source.path)
+    remote = await host_path.check_where_it_is(context, path, source.type, shown=source.path)
     await asyncio.to_thread(make_directory, context.directory, mode=0o750)
-    return PreparedVolume(name=volume.name, host_path=path, read_only=claimed.read_only)
+    return PreparedVolume(name=volume.name, host_path=path, read_only=claimed.read_only, remote=remote)
 
 
 async def set_up_local(context: Context, volume: Volume) -> PreparedVolume:

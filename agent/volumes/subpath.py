@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import agent
 from agent.volumes.base import Unready
 from agent.volumes.children import Children
 from agent.volumes.mounts import HostMounter, Mounter
@@ -29,7 +28,6 @@ from host.processes import ProcessFailed
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_CODE = str(Path(agent.__file__).resolve().parent.parent)
 
 
 def check_subpath(path: str) -> tuple[str, ...]:
@@ -88,11 +86,9 @@ async def bind_subpath_in_child(
     Raises:
         Unready: as `bind_subpath`, or there was no answer in time.
     """
-    wanted = json.dumps([str(volume), [*parts], str(target), create])
-    # -P: not the working directory's modules; -s: nor a user's.
-    argv = [sys.executable, "-sP", "-m", __name__, wanted]
+    wanted = [str(volume), [*parts], str(target), create]
     try:
-        await children.run(f"subPath {target}", argv, env={"PYTHONPATH": _CODE})
+        await children.call(f"subPath {target}", __name__, wanted)
     except ProcessFailed as exc:
         raise Unready(exc.stderr or str(exc)) from exc
     except TimedOut as exc:

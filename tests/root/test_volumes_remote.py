@@ -11,6 +11,7 @@ from fuse_kit import Server
 from agent.api.structs import (
     Container,
     EmptyDirVolumeSource,
+    HostPathVolumeSource,
     NFSVolumeSource,
     ObjectMeta,
     Pod,
@@ -56,9 +57,12 @@ class Nothing:
         raise NotImplementedError
 
 
-def manager_in(root: Path, *, limit: float = 30.0, clock: FakeClock | None = None) -> VolumeManager:
-    children = Children(limit=limit, env={"PATH": f"{root}/bin:{PATH}"})
-    return VolumeManager(root=root, sources=Nothing(), children=children, clock=clock)
+def children_of(root: Path, *, limit: float = 30.0) -> Children:
+    return Children(limit=limit, env={"PATH": f"{root}/bin:{PATH}"})
+
+
+def manager_in(root: Path, *, limit: float = 30.0) -> VolumeManager:
+    return VolumeManager(root=root, sources=Nothing(), children=children_of(root, limit=limit))
 
 
 def helper(root: Path, name: str, script: str) -> None:
@@ -113,12 +117,12 @@ async def test_a_mount_that_gets_no_answer_is_ended(root: Path) -> None:
 
 @needs_fuse
 async def test_a_dead_server_hurts_one_pod_only(root: Path) -> None:
+    clock, children = FakeClock(), children_of(root, limit=1.0)
     place(root).mkdir(parents=True)
     server = Server(place(root))
     try:
         server.die()
-        clock = FakeClock()
-        manager = manager_in(root, limit=1.0, clock=clock)
+        manager = VolumeManager(root=root, sources=Nothing(), children=children, clock=clock)
         prepared = await manager.prepare(pod())  # it is mounted, which the mount table says
         mount = VolumeMount(name="v", mount_path="/v", sub_path="a")
         wants = Container(name="c", volume_mounts=(mount,))
@@ -141,6 +145,30 @@ async def test_a_dead_server_hurts_one_pod_only(root: Path) -> None:
         assert not (root / "pods/u1").exists()
     finally:
         server.stop()
+    await asyncio.wait_for(asyncio.gather(*(hung.ended for hung in children.hanging.values())), 30)
+
+
+@needs_fuse
+async def test_a_host_path_on_a_dead_server_is_looked_at_by_a_child(root: Path) -> None:
+    point, children = root / "nas", children_of(root, limit=2.0)
+    point.mkdir()
+    server = Server(point)
+    manager = VolumeManager(root=root, sources=Nothing(), children=children)
+
+    def path(name: str, kind: str) -> Pod:
+        source = HostPathVolumeSource(path=f"{point}/{name}", type=kind)
+        return pod("u3", Volume(name="v", host_path=source))
+
+    try:
+        with pytest.raises(VolumeError, match=r"hostPath type check failed: .*/x is not a directory"):
+            await manager.prepare(path("x", "Directory"))
+        server.die()
+        with pytest.raises(VolumeError, match=r"nas/y: fuse server does not answer.*hangs in the kernel"):
+            await manager.prepare(path("y", "Directory"))
+        await manager.teardown("u3")
+    finally:
+        server.stop()
+    await asyncio.wait_for(asyncio.gather(*(hung.ended for hung in children.hanging.values())), 30)
 
 
 @needs_fuse

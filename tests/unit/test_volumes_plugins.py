@@ -23,7 +23,7 @@ from agent.volumes.base import Unready
 from agent.volumes.downward_api import field_text, resource_text
 from agent.volumes.empty_dir import memory_size
 from agent.volumes.manager import VolumeError
-from agent.volumes.mounts import mounts_below
+from agent.volumes.mounts import mount_at, mounts_below
 
 
 @pytest.fixture
@@ -221,6 +221,25 @@ def test_downward_resources(resource: str, divisor: str, text: str) -> None:
 def test_downward_resources_that_are_refused(selector: ResourceFieldSelector) -> None:
     with pytest.raises(Unready):
         resource_text(pod(containers=(Container(name="c"),)), selector, {})
+
+
+def test_which_mount_a_path_is_on() -> None:
+    text = (
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "2 1 0:40 / /mnt/nfs rw - nfs4 nas:/e rw\n"
+        "3 2 0:41 / /mnt/nfs/in rw - tmpfs tmpfs rw\n"
+        "4 1 0:42 / /mnt/n rw - fuse.sshfs host: rw\n"
+    )
+    found = {
+        path: mount_at(text, Path(path)) for path in ("/mnt/nfs/a", "/mnt/nfs/in/b", "/mnt/n/c", "/mnt/nf")
+    }
+    assert [(one.kind, one.remote) for one in found.values() if one] == [
+        ("nfs4", True),
+        ("tmpfs", False),
+        ("fuse.sshfs", True),
+        ("ext4", False),
+    ]
+    assert mount_at("", Path("/x")) is None
 
 
 def test_mount_points_from_mountinfo() -> None:

@@ -55,6 +55,9 @@ class FakeMounter:
     def is_mounted(self, path: Path) -> bool:
         return any(entry[0] == path for entry in self.mounts)
 
+    def mount_at(self, path: Path) -> Mounted | None:
+        return None
+
     def table(self, path: Path) -> list[Mounted]:
         return [
             Mounted(point, what.split()[0] if what.startswith(("tmpfs", "hugetlbfs", "nfs")) else "ext4")
