@@ -114,12 +114,13 @@ def _user(fact: ContainerFact) -> ContainerUser | None:
     return ContainerUser(linux=LinuxContainerUser(uid=uid, gid=gid, supplemental_groups=groups))
 
 
-def _in_force(container: Container, fact: ContainerFact, view: ContainerView) -> ResourceRequirements | None:
-    """What the container was granted, with the figures the kernel has where these are others."""
+def _in_force(container: Container, fact: ContainerFact, view: ContainerView) -> ResourceRequirements:
+    """What the container was granted, with the figures the kernel has where these are others.
+
+    Written even when empty: a container without it is how the API server knows a node that cannot resize.
+    """
     granted, now = container.resources, fact.figures
     wanted = view.figures.get(container.name)
-    if not (granted.limits or granted.requests):
-        return None
     if fact.state is not State.RUNNING or now is None or wanted is None:
         return granted
     limits, requests = dict(granted.limits), dict(granted.requests)

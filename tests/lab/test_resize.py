@@ -79,3 +79,23 @@ def test_what_does_not_fit_waits_also_over_an_agent_restart(ns):
     ns.kubectl("delete", "pod", "other")
     ns.wait_pod("p", "granted", lambda p: container_status(p)["allocatedResources"]["cpu"] == most)
     ns.wait_pod("p", "no condition left", lambda p: not condition(p, "PodResizePending"))
+
+
+def test_resources_of_the_pod_as_a_whole(ns):
+    ns.apply(pod("p", container(), node="n1", resources=sized("100m", "64Mi")))
+    before = ns.wait_running("p")
+    assert before["status"]["qosClass"] == "Guaranteed"
+    assert memory_limit(ns, "p") == 64 << 20  # the pod's limit stands in for the container's
+    patch = json.dumps({"spec": {"resources": sized("200m", "96Mi")}})
+    ns.kubectl("patch", "pod", "p", "--subresource", "resize", "--patch", patch)
+    after = ns.wait_pod(
+        "p",
+        "the pod's new resources in its status",
+        lambda p: (
+            p["status"].get("allocatedResources") == {"cpu": "200m", "memory": "96Mi"}
+            and not condition(p, "PodResizeInProgress")
+        ),
+    )
+    assert after["status"]["resources"] == sized("200m", "96Mi")
+    assert memory_limit(ns, "p") == 96 << 20
+    assert container_status(after)["restartCount"] == 0

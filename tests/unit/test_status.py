@@ -231,3 +231,5 @@ def test_the_patch_leaves_others_conditions_alone_and_clears_old_texts() -> None
     assert ready["message"] is None and ready["reason"] is None
     assert body["status"]["podIPs"] == [{"$patch": "replace"}, {"ip": "10.0.0.1"}]
     assert body["status"]["containerStatuses"][0]["started"] is True
+    # An API server takes a container without it for one of a node that cannot resize.
+    assert body["status"]["containerStatuses"][0]["resources"] == {}
