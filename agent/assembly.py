@@ -32,6 +32,7 @@ from agent.node import addresses
 from agent.node.bootstrap import Rotation
 from agent.node.manager import NodeManager
 from agent.node.runtime import CriProbe
+from agent.node.shutdown import PROBLEM
 from agent.overlay.component import Overlay
 from agent.pods.manager import PodManager
 from agent.pods.mirror import MirrorPods
@@ -251,8 +252,7 @@ class Agent:
             "pods": self.pods.run,
             "probes": self._probes.run,
             "volumes": self._volumes.run,
-            "eviction": self.guards.eviction.run,
-            "image-gc": self.guards.images.run,
+            **self.guards.parts(),
             "overlay": self.overlay.run,
             "policies": self.policies.run,
             "explain": self._explain.run,
@@ -375,12 +375,14 @@ class Agent:
             allocatable=self.node.status.allocatable,
             max_pods=self.node.plan.max_pods,
             pressures=frozenset(self.guards.eviction.pressures),
+            shutting_down=self.guards.shutdown.shutting_down,
         )
 
     def _problems(self) -> Sequence[str]:
         """Why the node is not ready although the runtime is."""
         status = self.overlay.status
-        return (status,) if status and "podCIDR" in status else ()
+        found = (status,) if status and "podCIDR" in status else ()
+        return (*found, PROBLEM) if self.guards.shutdown.shutting_down else found
 
     async def _annotate(self, annotations: Mapping[str, str]) -> None:
         if self._client is not None:

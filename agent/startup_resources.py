@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from agent.api.structs import Pod
 from agent.config.checks import eviction_thresholds
@@ -11,6 +12,7 @@ from agent.config.kubelet import KubeletConfiguration
 from agent.config.load import Settings
 from agent.node import facts
 from agent.node.facts import Machine
+from agent.node.shutdown import ShutdownManager, Stage, stages
 from agent.pods.manager import PodManager
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
@@ -28,8 +30,14 @@ from host.cgroups import Cgroups, Resources
 from host.clocks import Clock
 from host.errors import HostError, InputError
 
-Say = Callable[[str, str], None]
-"""Records a warning about the node: reason and message."""
+if TYPE_CHECKING:
+    from host.logind import Logind
+
+
+class Say(Protocol):
+    """Records an event about the node."""
+
+    def __call__(self, reason: str, message: str, *, kind: str = "Warning") -> None: ...
 
 
 def machine(settings: Settings, cgroups: Cgroups) -> Machine:
@@ -62,7 +70,7 @@ def all_pods(settings: Settings, machine: Machine) -> Resources | None:
     return pods_limits(machine, (kubelet.system_reserved, kubelet.kube_reserved))
 
 
-def enforce(settings: Settings, cgroups: Cgroups, pods: PodCgroups, say: Callable[..., None]) -> None:
+def enforce(settings: Settings, cgroups: Cgroups, pods: PodCgroups, say: Say) -> None:
     """Put the limits on the cgroups above all pods and on those of the system, before any pod is started.
 
     A limit on all pods that the kernel refuses (they use more already) is told and tried again with the next
@@ -148,10 +156,19 @@ def pod_cgroups(settings: Settings, machine: Machine, cgroups: Cgroups) -> PodCg
 
 @dataclass(frozen=True)
 class Guards:
-    """The components that keep the node from running out."""
+    """The components that keep the node from running out, or pods from being cut off."""
 
     eviction: EvictionManager
     images: ImageCollector
+    shutdown: ShutdownManager
+
+    def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What has to be run, by name."""
+        return {
+            "eviction": self.eviction.run,
+            "image-gc": self.images.run,
+            "shutdown": self.shutdown.run,
+        }
 
 
 def guards(
@@ -197,7 +214,33 @@ def guards(
         say=say,
         on_change=on_change,
     )
-    return Guards(eviction, images)
+    return Guards(eviction, images, _shutdown_manager(kubelet, manager, clock, say, on_change))
+
+
+def _shutdown_manager(
+    kubelet: KubeletConfiguration, pods: PodManager, clock: Clock, say: Say, on_change: Callable[[], None]
+) -> ShutdownManager:
+    def connect() -> Logind:
+        from host.logind import Logind  # brings a D-Bus library along, which few nodes need
+
+        return Logind()
+
+    given = stages(
+        all_pods=kubelet.shutdown_grace_period,
+        critical=kubelet.shutdown_grace_period_critical_pods,
+        by_priority=[
+            Stage(each.priority, each.shutdown_grace_period_seconds)
+            for each in kubelet.shutdown_grace_period_by_pod_priority
+        ],
+    )
+    return ShutdownManager(
+        given,
+        connect=connect,
+        pods=pods.ending,
+        clock=clock,
+        say=lambda reason, text: say(reason, text, kind="Normal"),
+        on_change=on_change,
+    )
 
 
 def _image_collector(

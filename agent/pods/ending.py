@@ -45,6 +45,11 @@ class PodEnding:
         limit = grace if grace >= 0 else None
         self.end(pod, Verdict(reason="Evicted", message=text, disruption=disruption, grace=limit))
 
+    def terminate(self, pod: Pod, text: str, *, grace: int) -> None:
+        """End the pod because the machine goes down; it gets that many seconds at most."""
+        verdict = Verdict(reason="Terminated", message=text, disruption=True, grace=grace)
+        self.end(pod, verdict)
+
     def end(self, pod: Pod, verdict: Verdict) -> None:
         """End the pod without a word of our own."""
         worker = self._workers.get(pod.metadata.uid)
@@ -56,6 +61,14 @@ class PodEnding:
         workers = [w for pod in pods if (w := self._workers.get(pod.metadata.uid)) is not None]
         try:
             await within(self._clock, timeout, asyncio.gather(*(worker.ended.wait() for worker in workers)))
+        except TimeoutError:
+            return False
+        return True
+
+    async def reported(self, *, timeout: float) -> bool:
+        """Wait until the API server has every status known now; False when it takes longer."""
+        try:
+            await within(self._clock, timeout, self._executor.ports.statuses.settled())
         except TimeoutError:
             return False
         return True

@@ -75,14 +75,16 @@ def pod_status(pod: Pod, given: StatusInput) -> PodStatus:
     phase = _phase(pod, init, apps, given)
     if phase == "Pending" and old.phase == "Running" and may_restart_all(pod):
         phase = "Running"  # its containers start anew, the pod does not
+    verdict = given.verdict if given.over else None
     if given.verdict is not None:
-        phase = "Failed"
+        # Not before nothing runs any more, or its successor would find the node still full.
+        phase = "Failed" if given.over else old.phase or "Pending"
     terminal = next((p for p in (pod.status.phase, old.phase) if p in ("Failed", "Succeeded")), "")
-    if given.verdict is None or terminal:
+    if verdict is None or terminal:
         phase = terminal or phase
     reason, message = ("", "") if phase != old.phase else (old.reason, old.message)
-    if given.verdict is not None:
-        reason, message = given.verdict.reason, given.verdict.message
+    if verdict is not None:
+        reason, message = verdict.reason, verdict.message
     if phase in ("Failed", "Succeeded"):
         init, apps = (_unready(init), _unready(apps))
     conditions = _conditions(pod, given, init, apps, phase)
@@ -209,7 +211,7 @@ def _conditions(
         "ContainersReady": containers,
         "PodScheduled": ("True", "", ""),
     }
-    if given.verdict is not None and given.verdict.disruption:
+    if given.verdict is not None and given.verdict.disruption and given.over:
         drafts["DisruptionTarget"] = ("True", "TerminationByKubelet", given.verdict.message)
     before = {c.type: c for c in (*pod.status.conditions, *given.previous.conditions)}
     if may_restart_all(pod):

@@ -135,6 +135,14 @@ class StatusWriter:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def settled(self) -> None:
+        """Return when nothing waits to be written."""
+        while tasks := [entry.task for entry in self._entries.values() if entry.task is not None]:
+            for entry in self._entries.values():
+                if entry.soon is not None:
+                    entry.soon.set()
+            await asyncio.wait(tasks)
+
     def _say(self, pod: Pod, status: PodStatus) -> None:
         words = summary(status)
         if self._said.get(pod.metadata.uid) != words:
