@@ -49,6 +49,7 @@ def pod_of(policy: str = "Always", *inits: dict[str, Any], apps: tuple[str, ...]
 
 EXITED, RUNNING, CREATED, UNKNOWN = State.EXITED, State.RUNNING, State.CREATED, State.UNKNOWN
 FAILED_RUN, GOOD_RUN = con(state=EXITED, code=1), con(state=EXITED)
+FULL = Verdict(reason="OutOfcpu", message="full")
 PHASES: list[tuple[str, Any, tuple[ContainerFact, ...], dict[str, Any], str]] = [
     ("nothing yet", pod_of(), (), {}, "Pending"),
     ("running", pod_of(), (con(),), {}, "Running"),
@@ -78,7 +79,9 @@ PHASES: list[tuple[str, Any, tuple[ContainerFact, ...], dict[str, Any], str]] = 
     ("deleted, crashed", pod_of(), (FAILED_RUN,), {"over": True, "stopping": True}, "Failed"),
     ("deleted before it started", pod_of(), (), {"over": True, "stopping": True}, "Failed"),
     ("deleted, still alive", pod_of(), (con(),), {"stopping": True}, "Running"),
-    ("rejected", pod_of(), (), {"verdict": Verdict(reason="OutOfcpu", message="full")}, "Failed"),
+    ("rejected", pod_of(), (), {"verdict": FULL, "over": True}, "Failed"),
+    ("evicted, still alive", pod_of(), (con(),), {"verdict": FULL}, "Pending"),
+    ("evicted, went in peace", pod_of("Never"), (GOOD_RUN,), {"verdict": FULL, "over": True}, "Failed"),
 ]
 
 
@@ -216,7 +219,8 @@ def test_host_network_pods_have_the_nodes_address() -> None:
 
 def test_eviction_is_told_as_a_disruption() -> None:
     verdict = Verdict(reason="Evicted", message="The node was low on resource: memory.", disruption=True)
-    made = status(pod_of(), con(state=EXITED), verdict=verdict)
+    assert "DisruptionTarget" not in conditions(status(pod_of(), con(), verdict=verdict))
+    made = status(pod_of(), con(state=EXITED), verdict=verdict, over=True)
     assert conditions(made)["DisruptionTarget"] == ("True", "TerminationByKubelet")
     again = status(pod_of(), con(state=EXITED), previous=made)
     assert conditions(again)["DisruptionTarget"] == ("True", "TerminationByKubelet")
