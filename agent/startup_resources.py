@@ -12,6 +12,7 @@ from agent.config.kubelet import KubeletConfiguration
 from agent.config.load import Settings
 from agent.node import facts
 from agent.node.facts import Machine
+from agent.node.oom import OomWatcher
 from agent.node.shutdown import ShutdownManager, Stage, stages
 from agent.pods.manager import PodManager
 from agent.pods.runtime import Runtime, RuntimeFailure
@@ -161,6 +162,7 @@ class Guards:
     eviction: EvictionManager
     images: ImageCollector
     shutdown: ShutdownManager
+    oom: OomWatcher
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What has to be run, by name."""
@@ -168,6 +170,7 @@ class Guards:
             "eviction": self.eviction.run,
             "image-gc": self.images.run,
             "shutdown": self.shutdown.run,
+            "oom": self.oom.run,
         }
 
 
@@ -214,7 +217,8 @@ def guards(
         say=say,
         on_change=on_change,
     )
-    return Guards(eviction, images, _shutdown_manager(kubelet, manager, clock, say, on_change))
+    shutdown = _shutdown_manager(kubelet, manager, clock, say, on_change)
+    return Guards(eviction, images, shutdown, OomWatcher(say=say))
 
 
 def _shutdown_manager(

@@ -314,3 +314,27 @@ async def test_a_lease_conflict_is_read_again():
     assert [request[0] for request in transport.requests] == ["GET", "PUT", "GET", "PUT"]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("same", "told"), [(False, 1), (True, 0)])
+async def test_a_machine_that_was_started_anew_is_told_of_once(tmp_path, caplog, same, told):
+    caplog.set_level("INFO")
+    api, boot = FakeNodes(), facts.read_machine().boot_id
+    info = {"bootID": boot if same else "another"}
+    api.node = {"metadata": {"name": "n1", "uid": "node-uid"}, "status": {"nodeInfo": info}}
+    async with managing(api, tmp_path) as (_, _, clock):
+        await clock.advance(1000)
+    assert caplog.text.count("reason=Rebooted") == told
+    assert (f"Node n1 has been rebooted, boot id: {boot}" in caplog.text) == bool(told)
+
+
+async def test_pressure_is_in_the_status_and_told_as_an_event(tmp_path, caplog):
+    caplog.set_level("INFO")
+    api = FakeNodes()
+    async with managing(api, tmp_path) as (manager, _, clock):
+        manager._pressures = lambda: {"DiskPressure": "1 is below 2"}
+        manager.wake()
+        await clock.advance(1)
+        found = {c["type"]: c for c in api.node["status"]["conditions"]}
+        assert (found["DiskPressure"]["status"], found["DiskPressure"]["message"]) == ("True", "1 is below 2")
+        assert "reason=NodeHasDiskPressure" in caplog.text
