@@ -83,7 +83,8 @@ class ContainerCollector:
             for fact in self._observer.of(uid).containers
             for name in (fact.image_id, fact.image_ref, fact.image)
         ]
-        wanted = [image.id for worker in self._workers.values() for image in worker.memory.images.values()]
+        going_on = [worker for worker in self._workers.values() if not _over(worker)]
+        wanted = [image.id for worker in going_on for image in worker.memory.images.values()]
         return {name for name in (*held, *wanted) if name}
 
     async def delete_dead(self) -> None:
