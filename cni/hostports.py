@@ -106,7 +106,7 @@ def add(
         files.write_record(
             folder / _file_name(attachment), _to_json(pod), kind=_KIND, version=_VERSION, sync=False
         )
-        _assert_locked(folder)
+        _write_locked(folder)
     _open_loopback(network.bridge)
     _forget_udp(pod)
 
@@ -120,7 +120,7 @@ def remove(network: NetworkConfig, attachment: Attachment) -> None:
     with files.locked(folder / "lock", wait=True):
         pod = _read(path)
         path.unlink(missing_ok=True)
-        _assert_locked(folder)
+        _write_locked(folder, without=pod)
     if pod:
         _forget_udp(pod)
 
@@ -157,15 +157,37 @@ def _file_name(attachment: Attachment) -> str:
     return f"{attachment.container_id},{attachment.ifname}"
 
 
-def _assert_locked(folder: Path) -> bool:
+def _write_locked(folder: Path, *, without: PodPorts | None = None) -> None:
+    """For one pod more, or one less: our own chains are written unread, and of the rest only one jump of each
+    table is looked at. A flush takes all jumps of a table, and then everything is made anew."""
+    pods = _pods(folder)
+    for family in _families([*pods, without] if without else pods):
+        changes, jumps = plan_rules(pods, family)
+        firsts = {jump.table: jump for jump in reversed(jumps)}.values()
+        if all(_is_there(jump, family) for jump in firsts):
+            iptables.restore(iptables.render(changes), family=family)
+        else:
+            iptables.ensure(changes, jumps, family=family)
+
+
+def _is_there(jump: Jump, family: Family) -> bool:
+    return jump.rule in (iptables.read_chain(jump.table, jump.chain, family=family) or ())
+
+
+def _families(pods: Sequence[PodPorts]) -> list[Family]:
+    six = any(address.version == 6 for pod in pods for address in pod.addresses)
+    return [4, 6] if six else [4]
+
+
+def _pods(folder: Path) -> list[PodPorts]:
     paths = [folder / name for name in os.listdir(folder) if "," in name and not name.startswith(".")]
     paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)  # the newest pod has a port
-    pods = [pod for path in paths if (pod := _read(path))]
-    changed = False
-    for family in _FAMILIES:
-        if family == 4 or any(address.version == 6 for pod in pods for address in pod.addresses):
-            changed = iptables.ensure(*plan_rules(pods, family), family=family) or changed
-    return changed
+    return [pod for path in paths if (pod := _read(path))]
+
+
+def _assert_locked(folder: Path) -> bool:
+    pods = _pods(folder)
+    return any([iptables.ensure(*plan_rules(pods, family), family=family) for family in _families(pods)])
 
 
 def _read(path: Path) -> PodPorts | None:

@@ -200,6 +200,34 @@ def test_host_port_over_ipv6(new_netns: Make, tmp_path: Path) -> None:
         listener.listen(1)
         caller.settimeout(10)
         caller.connect(("fd00:9::1", 8080))
+    call(node, "DEL", "p1", pod, **both)
+    for program in ("iptables-save", "ip6tables-save"):
+        rules = node.run(lambda program=program: processes.run([program]).stdout)
+        assert b"--dport" not in rules, "the last pod of a family takes its rules along"
+
+
+@pytest.mark.parametrize("table", ["nat", "filter"])
+def test_host_ports_mend_what_somebody_flushed(node: Machine, table: str) -> None:
+    """With the next pod that has one; nodelet itself looks every 30 s."""
+
+    def ports_of(number: int) -> dict[str, Any]:
+        return {"runtimeConfig": {"portMappings": [{"hostPort": number, "containerPort": 80}]}}
+
+    node.add_pod("p1", **ports_of(8001))
+    whole = node.run(lambda: rules_of("nat") + rules_of("filter"))
+    node.run(lambda: processes.run(["iptables", "-t", table, "-F"]))
+    node.add_pod("p2", **ports_of(8002))
+    call(node, "DEL", "p2", **ports_of(8002))
+    mended = node.run(lambda: rules_of("nat") + rules_of("filter"))
+    ours = [line for line in whole if "HOSTPORTS" in line or "HP-MASQ" in line or "LOCALNET" in line]
+    assert len(ours) > 5
+    assert [line for line in ours if line not in mended] == []
+
+
+def rules_of(table: str) -> list[str]:
+    """The lines of a table that are rules."""
+    text = processes.run(["iptables-save", "-t", table]).stdout.decode()
+    return [line for line in text.splitlines() if line.startswith("-A")]
 
 
 def test_host_port_of_sctp(new_netns: Make, tmp_path: Path) -> None:
