@@ -140,16 +140,17 @@ class Alone:
         return found[-1] if found else ""
 
     def servers(self) -> set[int]:
-        """Process ids of the pods' web servers."""
-        found = set()
+        """Process ids of the pods' web servers, without the children they fork for each request."""
+        found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 ours = f"{CGROUP}/kubepods" in (path / "cgroup").read_text()
                 if ours and b"httpd\0-f" in (path / "cmdline").read_bytes():
-                    found.add(int(path.name))
+                    # After the program's name, which may hold anything: state, parent, …
+                    found[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
-        return found
+        return {pid for pid, parent in found.items() if parent not in found}
 
 
 def until(fact: Callable[[], object], alone: Alone, seconds: float = 15.0) -> None:
