@@ -27,6 +27,7 @@ class Isolation:
         self._table = table
         self._holdings = Holdings(table)
         self._users: Counter[_Combination] = Counter()
+        self._keys: dict[str, dict[Direction, set[str]]] = {}
         self._of: dict[str, frozenset[_Combination]] = {}
         self._claims: dict[str, list[str]] = {}
         self._pods: dict[str, PodFact] = {}
@@ -37,22 +38,44 @@ class Isolation:
         if known is None or known.ips != pod.ips:
             self._claim(known, pod)
         self._pods[pod.uid] = pod
-        combinations: set[_Combination] = set()
         selecting = [policy for policy in policies if policy.pods.matches(pod.labels)] if pod.ips else []
-        for direction in rules.DIRECTIONS:
-            keys = sorted(p.key for p in selecting if p.allows(direction) is not None)
-            if keys:
-                combinations.add((direction, tuple(keys)))
-        self._set(pod, frozenset(combinations))
+        self._keys[pod.uid] = {
+            direction: {policy.key for policy in selecting if policy.allows(direction) is not None}
+            for direction in rules.DIRECTIONS
+        }
+        self._set(pod)
+
+    def put_policy(self, policy: Policy, uids: Iterable[str]) -> None:
+        """A new or changed policy, and the pods of its namespace; only those it concerns cost anything."""
+        for pod in (self._pods[uid] for uid in uids if uid in self._pods):
+            selected = bool(pod.ips) and policy.pods.matches(pod.labels)
+            changed = False
+            for direction, keys in self._keys[pod.uid].items():
+                wanted = selected and policy.allows(direction) is not None
+                changed = changed or wanted != (policy.key in keys)
+                (keys.add if wanted else keys.discard)(policy.key)
+            if changed:
+                self._set(pod)
+
+    def drop_policy(self, key: str, uids: Iterable[str]) -> None:
+        """A policy is gone."""
+        for pod in (self._pods[uid] for uid in uids if uid in self._pods):
+            if any(key in keys for keys in self._keys[pod.uid].values()):
+                for keys in self._keys[pod.uid].values():
+                    keys.discard(key)
+                self._set(pod)
 
     def drop(self, uid: str) -> None:
         """A pod of this node is gone."""
         pod = self._pods.pop(uid, None)
         if pod is not None:
-            self._set(pod, frozenset())
+            del self._keys[uid]
+            self._set(pod)
             self._claim(pod, None)
 
-    def _set(self, pod: PodFact, now: frozenset[_Combination]) -> None:
+    def _set(self, pod: PodFact) -> None:
+        keys_of = self._keys.get(pod.uid, {})
+        now = frozenset((direction, tuple(sorted(keys))) for direction, keys in keys_of.items() if keys)
         before = self._of.pop(pod.uid, frozenset())
         if now:
             self._of[pod.uid] = now

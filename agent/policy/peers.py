@@ -7,7 +7,7 @@ thousands that a pod can be in, so a pod's change costs what it changes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from agent.policy import rules
 from agent.policy.holdings import Holdings
@@ -32,8 +32,8 @@ class PeerSets:
         self._index: dict[_Anchor, set[Peers]] = {}
         self._member_of: dict[str, set[Peers]] = {}
 
-    def use(self, peers: Peers, pods: Iterable[tuple[PodFact, Mapping[str, str]]]) -> None:
-        """One user more; `pods` (each with its namespace's labels) are looked through for the first one."""
+    def use(self, peers: Peers, pods: Callable[[], Iterable[tuple[PodFact, Mapping[str, str]]]]) -> None:
+        """One user more; for the first one `pods` (each with its namespace's labels) are looked through."""
         self._users[peers] += 1
         if self._users[peers] > 1:
             return
@@ -41,7 +41,7 @@ class PeerSets:
             self._table.put_set(rules.peers_set(peers, version), rules.address_type(version))
         for anchor in _anchors(peers):
             self._index.setdefault(anchor, set()).add(peers)
-        for pod, labels in pods:
+        for pod, labels in pods():
             if _selects(peers, pod, labels):
                 self._join(peers, pod)
 

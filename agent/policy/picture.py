@@ -6,7 +6,7 @@ give. Nothing here waits or asks; the component feeds it and writes what it says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from agent.policy import rules
 from agent.policy.isolation import Isolation, policies_for
@@ -84,6 +84,9 @@ class Picture:
     def _labels(self, pod: PodFact) -> Mapping[str, str]:
         return self._namespaces.get(pod.namespace, _NOTHING)
 
+    def _labelled_pods(self) -> Iterator[tuple[PodFact, Mapping[str, str]]]:
+        return ((pod, self._labels(pod)) for pod in self.pods.values())
+
     # --- policies -----------------------------------------------------------------------------------------
 
     def put_policy(self, policy: Policy) -> None:
@@ -92,9 +95,8 @@ class Picture:
         if old == policy:
             return
         # The new one's sets first: what both use is not emptied and filled again.
-        pods = [(pod, self._labels(pod)) for pod in self.pods.values()]
         for peers in _peers_of(policy):
-            self._peers.use(peers, pods)
+            self._peers.use(peers, self._labelled_pods)
         for name in _ports_of(policy):
             self._ports.use(name, self.pods.values())
             self._port_users.setdefault(name, set()).add(policy.key)
@@ -103,7 +105,7 @@ class Picture:
         self._render(policy)
         if old is not None:
             self._leave(old, now=policy)
-        self._isolate(policy.namespace)
+        self._isolation.put_policy(policy, self._in_namespace.get(policy.namespace, ()))
 
     def drop_policy(self, key: str) -> None:
         """A policy is gone."""
@@ -114,7 +116,7 @@ class Picture:
         del namespace[key]
         if not namespace:
             del self._by_namespace[policy.namespace]
-        self._isolate(policy.namespace)
+        self._isolation.drop_policy(key, self._in_namespace.get(policy.namespace, ()))
         for direction in rules.DIRECTIONS:
             if policy.allows(direction) is not None:
                 self.table.drop_chain(rules.policy_chain(direction, key))
@@ -132,12 +134,6 @@ class Picture:
                 if not self._port_users[name]:
                     del self._port_users[name]
 
-    def _isolate(self, namespace: str) -> None:
-        for uid in self._in_namespace.get(namespace, ()):
-            pod = self.pods[uid]
-            if pod.local:
-                self._isolation.put(pod, policies_for(pod, self._by_namespace))
-
     def _render(self, policy: Policy) -> None:
         numbers = self._ports.numbers
         for direction in rules.DIRECTIONS:
@@ -145,7 +141,8 @@ class Picture:
             if policy.allows(direction) is not None:
                 self.table.put_chain(chain, rules.policy_rules(policy, direction, numbers))
             elif self.table.chain(chain) is not None:
-                self._isolate(policy.namespace)  # no pod's chain leads to it any more
+                # No pod's chain may lead to it any more.
+                self._isolation.put_policy(policy, self._in_namespace.get(policy.namespace, ()))
                 self.table.drop_chain(chain)
 
     def _render_users(self, names: set[PortName]) -> None:

@@ -15,7 +15,7 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import images, logs, network, pods, probes, report, runtime
+from tests.bench import images, logs, network, pods, policy, probes, report, runtime
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
@@ -24,6 +24,7 @@ WITHOUT_LAB: dict[str, Benchmark] = {
     "images": images.run,
     "logs": logs.run,
     "network": network.run,
+    "policy": policy.run,
     "runtime": runtime.run,
 }
 
