@@ -3,6 +3,7 @@
     nodelet run --config=FILE --kubeconfig=FILE [kubelet flags]
     nodelet run --standalone --manifests=DIR
     nodelet why POD, nodelet pods
+    nodelet net ls, nodelet net peers, nodelet net trace FROM TO
     nodelet --version
 
 A call that begins with a flag means `run`, because that is how kubelet's service units are written. Importing
@@ -33,6 +34,7 @@ usage:
   nodelet run --standalone --manifests=DIR [flags]          run a folder of pods without a cluster
   nodelet why [NAMESPACE/]POD                               what happened to a pod, what is in its way
   nodelet pods                                              every pod as the node itself sees it
+  nodelet net ls | peers | trace FROM TO [--port=N]         the pod network in this node's kernel
   nodelet --version
 
 Needs root and a CRI runtime at its socket: start nodelet-cri too.
@@ -67,7 +69,9 @@ Any other flag of kubelet that sets a field of KubeletConfiguration may be given
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; answers its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] not in (["why"], ["pods"]) and (words[:1] == ["help"] or {"--help", "-h"} & set(words)):
+    if words[:1] not in (["why"], ["pods"], ["net"]) and (
+        words[:1] == ["help"] or {"--help", "-h"} & set(words)
+    ):
         print(HELP, end="")
         return 0
     if words[:1] in (["--version"], ["--version=true"], ["version"]):
@@ -80,8 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from agent.explain import command
 
             return command.main(words)
+        if words and words[0] == "net":
+            from agent.explain import netcommand
+
+            return netcommand.main(words[1:])
         if words and words[0] != "run" and not words[0].startswith("-"):
-            raise InputError(f"unknown command {words[0]!r}: use run, why, pods, --version or --help")
+            raise InputError(f"unknown command {words[0]!r}: use run, why, pods, net, --version or --help")
         return run(words[1:] if words[:1] == ["run"] else words)
     except (InputError, HostError) as exc:
         print(f"nodelet: {exc}", file=sys.stderr)

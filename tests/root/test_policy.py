@@ -14,9 +14,11 @@ from lan import Lan, Machine, ping
 from test_policy_rules import fact, picture_of, policy
 from test_policy_rules import pod as described
 
-from agent.policy import rules
+from agent.explain import nettables
+from agent.policy import rules, verdict
 from agent.policy.kernel import NftKernel
 from agent.policy.picture import Picture
+from agent.policy.verdict import Flow
 from host import netns, processes
 from host.rules import nft
 
@@ -132,6 +134,10 @@ def test_rules_let_through_what_they_name(net: Net) -> None:
     assert net.reaches("web", "db", 91, family=6)
     assert not net.reaches("web", "db", 93)
     assert not ping(net.where["web"], net.ip("db"), timeout=1.0)
+    listed = net.near.run(nettables.read).policies  # what nodelet net trace goes by
+    for source, port, family in (("web", 8080, 4), ("web", 93, 4), ("far", 8080, 4), ("web", 91, 6)):
+        flow = Flow(net.ip(source, family), net.ip("db", family), "tcp", port)
+        assert verdict.judge(listed, flow).passes is (port != 93)
     net.pods["far"]["labels"] = {"app": "other"}
     net.picture.put_pod(fact(net.pods["far"]))
     net.near.run(lambda: net.kernel.write(net.picture.table.changes()))

@@ -9,29 +9,12 @@ from __future__ import annotations
 
 import copy
 import errno
-import ipaddress
-import re
-import shlex
 from dataclasses import dataclass, field
 
+from agent.policy import verdict
+from agent.policy.verdict import Flow, Rules
 from host.errors import HostError
 from host.rules.nft import Content
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A connection as conntrack knows it, and the packet of it that is judged (from the client, or back)."""
-
-    client: str
-    server: str
-    protocol: str = "tcp"
-    port: int = 80
-    reply: bool = False
-    tracked: bool = True
-
-    @property
-    def family(self) -> str:
-        return "ip6" if ":" in self.client else "ip"
 
 
 @dataclass
@@ -158,78 +141,5 @@ def passes(fake: FakeNft, flow: Flow) -> bool:
     """Whether the table lets a packet of this connection through."""
     if fake.table is None:
         return True
-    return _walk(fake.table, fake.table.base, flow) != "drop"
-
-
-def _walk(table: _Table, chain: str, flow: Flow) -> str:
-    """ "accept", "drop", or "" for the end of the chain."""
-    for rule in table.chains[chain]:
-        verdict = _rule_verdict(table, shlex.split(re.sub(r"\{ | \}", "", rule.replace(", ", ","))), flow)
-        kind, _, target = verdict.partition(" ")
-        if kind in ("accept", "drop"):
-            return kind
-        if kind == "goto":
-            return _walk(table, target, flow)
-        if kind == "jump" and (inner := _walk(table, target, flow)):
-            return inner
-    return ""
-
-
-def _rule_verdict(table: _Table, words: list[str], flow: Flow) -> str:
-    """The verdict of one rule; "" where it does not match."""
-    while words:
-        if words[0] in ("accept", "drop"):
-            return words[0]
-        if words[0] in ("jump", "goto"):
-            return " ".join(words[:2])
-        value, words = _value(words, flow)
-        if words[0] == ".":
-            second, words = _value(words[1:], flow)
-            value = None if value is None or second is None else f"{value} . {second}"
-        if value is None:
-            return ""
-        if words[0] == "vmap":
-            return table.maps[words[1][1:]].get(value, "")
-        wanted = words[1] if words[0] == "!=" else words[0]
-        if _among(table, value, wanted) == (words[0] == "!="):
-            return ""
-        words = words[2:] if words[0] == "!=" else words[1:]
-    return ""
-
-
-def _value(words: list[str], flow: Flow) -> tuple[str | None, list[str]]:
-    """What the expression at the front reads from the packet, and the words after it."""
-    source, target = (flow.server, flow.client) if flow.reply else (flow.client, flow.server)
-    match words:
-        case ["ct", "state", *rest]:
-            return ("tracked" if flow.tracked else "invalid"), rest
-        case ["ct", end, ("ip" | "ip6") as family, "saddr", *rest]:
-            address = flow.client if end == "original" else flow.server
-            return (address if flow.tracked and family == flow.family else None), rest
-        case ["ct", "reply", "proto-src", *rest]:
-            return (str(flow.port) if flow.tracked else None), rest
-        case [("ip" | "ip6") as family, ("saddr" | "daddr") as side, *rest]:
-            return ((source if side == "saddr" else target) if family == flow.family else None), rest
-        case ["meta", "l4proto", *rest]:
-            return flow.protocol, rest
-        case ["meta", "nfproto", *rest]:
-            return {"ip": "ipv4", "ip6": "ipv6"}[flow.family], rest
-        case ["icmpv6", "type", *rest]:
-            return None, rest
-    raise AssertionError(f"an expression this model does not know: {words}")
-
-
-def _among(table: _Table, value: str, wanted: str) -> bool:
-    if wanted.startswith("@"):
-        return value in table.sets[wanted[1:]]
-    for one in wanted.split(","):
-        if "/" in one:
-            if ipaddress.ip_address(value) in ipaddress.ip_network(one):
-                return True
-        elif re.fullmatch(r"\d+-\d+", one):
-            first, last = map(int, one.split("-"))
-            if first <= int(value) <= last:
-                return True
-        elif value == one:
-            return True
-    return False
+    rules = Rules(fake.table.sets, fake.table.maps, fake.table.chains)
+    return verdict.judge(rules, flow, fake.table.base).passes

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 from apikit import ScriptedTransport, listing, refusal
-from policy_model import FakeNft, Flow, passes
+from policy_model import FakeNft, passes
 
 from agent.api.client import ApiClient
 from agent.api.structs import Pod
 from agent.policy.component import PolicyAgent
+from agent.policy.verdict import Flow
 from agent.policy.yielding import other_agent
 from host.clocks import FakeClock, settle
 

@@ -9,12 +9,13 @@ import msgspec
 import policy_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_model import FakeNft, Flow, passes
+from policy_model import FakeNft, passes
 
 from agent.api.structs import NetworkPolicy
 from agent.policy.model import parse
 from agent.policy.objects import PodFact
 from agent.policy.picture import Picture
+from agent.policy.verdict import Flow
 
 LABELS = [{"app": "web"}, {"app": "db"}, {"app": "web", "tier": "x"}, {}]
 NAMESPACES = ["ns1", "ns2"]
