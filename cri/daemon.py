@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 _MESSAGE_LIMIT = 16 << 20
 _GRACE_SECONDS = 2.0
 _SETTLE_SECONDS = 10.0
+_THREADS = 8
 
 
 class Daemon:
@@ -58,6 +61,7 @@ class Daemon:
             HostError: the machine refused.
         """
         settings = self._settings
+        await start_threads()
         clock = SystemClock()
         cgroups = Cgroups(settings.cgroup_root)
         images = ImageStore(
@@ -106,6 +110,18 @@ class Daemon:
             core.events.close()
             with contextlib.suppress(TimeoutError):  # what is not done by then is taken up at the next start
                 await asyncio.wait_for(core.joined.settle(), _SETTLE_SECONDS)
+
+
+async def start_threads() -> None:
+    """Have every thread of `asyncio.to_thread` run already when one is needed.
+
+    On a node that is out of processes none could be started then, after its work has been queued: a call
+    would fail, and be done all the same by the next thread that is free.
+    """
+    executor = ThreadPoolExecutor(_THREADS)
+    asyncio.get_running_loop().set_default_executor(executor)
+    barrier = threading.Barrier(_THREADS)
+    await asyncio.gather(*(asyncio.to_thread(barrier.wait) for _ in range(_THREADS)))
 
 
 async def _open(images: ImageStore, root: Path) -> None:

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 
-from host import rtnl
+from host import rtnl, threads
 from host.errors import HostError, NotFound, from_oserror
 from host.netlink import Netlink
 
@@ -55,7 +55,7 @@ class _Removal:
 
     def start(self) -> None:
         """Ask, on a thread that ends by itself and then closes what is its own."""
-        threading.Thread(target=self._ask, name="link-removal", daemon=True).start()
+        threads.start(threading.Thread(target=self._ask, name="link-removal", daemon=True))
 
     def _ask(self) -> None:
         try:

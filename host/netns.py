@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from host import syscalls
+from host import syscalls, threads
 from host.errors import Exists, Unsupported, from_oserror
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def _on_fresh_thread(work: Callable[[], T]) -> T:
             failure.append(exc)
 
     thread = threading.Thread(target=body, name="netns", daemon=True)
-    thread.start()
+    threads.start(thread)
     thread.join()
     if failure:
         raise failure[0]

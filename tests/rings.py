@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RINGS = ("unit", "contract", "root", "lab", "vm", "conformance", "soak")
+RINGS = ("unit", "contract", "root", "lab", "vm", "conformance", "soak", "soak_cri")
 DEFAULT = ("unit", "contract", "root", "lab", "conformance")
 USAGE = f"usage: tests/run [{' | '.join(RINGS)} | PATH] ... [-- PYTEST-ARGUMENTS]"
 

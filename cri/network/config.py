@@ -67,8 +67,12 @@ class ConfigFolder:
                     for entry in entries
                     if entry.name.endswith(_SUFFIXES) and entry.name[0] != "." and not entry.is_dir()
                 ]
-        except OSError:
+        except FileNotFoundError:
             names = []
+        except OSError as exc:
+            raise NetworkError(
+                f"{NO_CONFIG}: cannot list {self._path}: {(exc.strerror or '').lower()}"
+            ) from exc
         if not names:
             raise NetworkError(f"{NO_CONFIG}: no network configuration in {self._path}")
         return self._path / min(names)

@@ -33,7 +33,7 @@ from cri.runtime.spec import (
 from cri.runtime.state import StateFolder
 from cri.runtime.supervisors import Supervisors
 from host.cgroups import Cgroups
-from host.errors import HostError, NotFound, TimedOut, from_errno
+from host.errors import HostError, NoSpace, NotFound, TimedOut, from_errno
 from host.failpoints import reach
 
 __all__ = ["Attachment", "ExecProcess", "Runtime", "Spawner", "launch_spawner"]
@@ -94,17 +94,27 @@ class Runtime:
             if cgroup:
                 await asyncio.to_thread(self._cgroups.create, cgroup)
             reach("runtime.sandbox_recorded")
-            try:
-                facts = await self._spawn(spec.id, folder, message)
-            except NotFound:
-                if (folder / "sock").exists():
-                    raise
-                # The spawner was killed with our request in its hands: no supervisor came of it.
-                facts = await self._spawn(spec.id, folder, message)
+            facts = await self._spawn_surely(spec.id, folder, message)
         except BaseException:
             await self._abandon(spec.id)
             raise
         return facts
+
+    async def _spawn_surely(self, sandbox_id: str, folder: Path, message: dict[str, Any]) -> SandboxFacts:
+        """Once more where no supervisor came of it: the spawner was killed with our request in its hands.
+
+        Raises:
+            Busy: it did not happen again by chance: no process can be forked.
+        """
+        for _ in range(2):
+            try:
+                return await self._spawn(sandbox_id, folder, message)
+            except NotFound:
+                if (folder / "sock").exists():
+                    raise
+        raise from_errno(
+            errno.EAGAIN, f"create sandbox {sandbox_id}", "out of processes: no supervisor is forked"
+        )
 
     async def _spawn(self, sandbox_id: str, folder: Path, message: dict[str, Any]) -> SandboxFacts:
         ours, theirs = socket.socketpair()
@@ -174,14 +184,22 @@ class Runtime:
         self._pods.stopping.add(sandbox_id)
         try:
             if sandbox_id not in self._pods.links:
-                with suppress(HostError):
-                    self._pods.adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+                self._try_to_connect(sandbox_id)
             if sandbox_id in self._pods.links:
                 await self._stop(sandbox_id, self._pods.links[sandbox_id])
             reach("runtime.supervisor_ended")
             await asyncio.to_thread(self._settle, sandbox_id)
         finally:
             self._pods.stopping.discard(sandbox_id)
+
+    def _try_to_connect(self, sandbox_id: str) -> None:
+        """To a supervisor that may be dead or stuck; that we have no descriptor free is no sign of either."""
+        try:
+            self._pods.adopt(sandbox_id, connect(self._state.sandbox(sandbox_id)))
+        except NoSpace:
+            raise
+        except HostError:
+            return
 
     async def _stop(self, sandbox_id: str, link: Link) -> None:
         """By asking. Where that takes too long, a container may be frozen: killed and thawed from here; or

@@ -228,7 +228,7 @@ class Container:
         try:
             record.write(self._folder, name, facts)
         except OSError as exc:
-            os.write(2, f"record {name} of container {self.id}: {exc}\n".encode())
+            complain(f"record {name} of container {self.id}: {exc}")
 
     def _finish_output(self) -> None:
         """What the container wrote before it ended is in the log before its exit is told."""
@@ -327,6 +327,14 @@ class Container:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self._stdin = self._master = -1
+
+
+def complain(words: str) -> None:
+    """To the sandbox's file of errors; where that is on a full disk, nobody can be told."""
+    try:
+        os.write(2, f"{words}\n".encode())
+    except OSError:
+        return
 
 
 def _remove_cgroup(path: bytes) -> bool:

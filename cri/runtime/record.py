@@ -12,7 +12,7 @@ import os
 from binascii import crc32
 
 from cri.runtime import wire
-from host.errors import NotFound
+from host.errors import from_oserror
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ def read(folder: str | bytes, name: str) -> Any:
 
     Raises:
         NotFound: no such record.
+        HostError: it cannot be opened.
         BadRecord: cut or changed.
     """
     path = os.path.join(os.fsencode(folder), name.encode())
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError as exc:
-        raise NotFound(errno.ENOENT, f"record {os.fsdecode(path)}") from exc
+    except OSError as exc:
+        raise from_oserror(exc, f"record {os.fsdecode(path)}") from exc
     try:
         data = os.read(fd, MAX_RECORD)
     finally:
@@ -79,6 +80,9 @@ def start_time(pid: int) -> int:
     """When a process began, in clock ticks since boot; with the pid it names one process for ever.
 
     Returns 0 when there is no such process, or only its zombie.
+
+    Raises:
+        OSError: it cannot be seen (no descriptor is free), which is no sign of its end.
     """
     fields = _stat(pid)
     return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
@@ -94,7 +98,7 @@ def _stat(pid: int) -> list[bytes]:
     """What follows the name in /proc/<pid>/stat (proc(5)); empty when there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return []
     try:
         return os.read(fd, 4096).rpartition(b")")[2].split()

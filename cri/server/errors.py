@@ -31,7 +31,17 @@ from cri.network import NetworkError
 from cri.runtime.errors import StartFailed
 from cri.state.store import UnknownId
 from cri.streaming.tokens import TooManyStreams
-from host.errors import Busy, Exists, HostError, InputError, NoSpace, NotFound, TimedOut, Unsupported
+from host.errors import (
+    Busy,
+    Exists,
+    HostError,
+    InputError,
+    NoSpace,
+    NotFound,
+    TimedOut,
+    Unsupported,
+    from_oserror,
+)
 
 
 class FailedPrecondition(Exception):
@@ -42,6 +52,8 @@ class AlreadyExists(Exception):
     """The name asked for belongs to another object."""
 
 
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+"""What any call to the system may meet, at places that have no words of their own for it."""
 _CODES: tuple[tuple[type[Exception], StatusCode], ...] = (
     (InputError, StatusCode.INVALID_ARGUMENT),
     (UnknownId, StatusCode.NOT_FOUND),
@@ -78,6 +90,8 @@ def unimplemented(what: str) -> Unsupported:
 
 def status_of(exc: Exception) -> tuple[StatusCode, str, bool]:
     """What to answer for an error: code, message, and whether it was foreseen (else it needs a traceback)."""
+    if isinstance(exc, OSError) and exc.errno in EXHAUSTED and not isinstance(exc, HostError):
+        exc = from_oserror(exc, f"{exc.filename or 'this call'}")
     for kind, code in _CODES:
         if isinstance(exc, kind):
             return code, str(exc), True

@@ -24,7 +24,7 @@ from cri.server.sandbox_check import check_sandbox
 from cri.server.sandbox_plan import pod_network, sandbox_key, sandbox_spec, small_files
 from cri.state.records import SandboxRecord, SandboxState
 from cri.state.store import Sandbox
-from host.errors import Busy, HostError, from_errno
+from host.errors import Busy, from_errno
 from host.failpoints import reach
 from proto.cri import runtime_pb2 as pb
 
@@ -120,11 +120,11 @@ async def _give_up(core: Core, sandbox: Sandbox, cause: BaseException) -> None:
     later."""
     try:
         await asyncio.wait_for(undo_sandbox(core, sandbox), _UNDO_SECONDS)
-    except (NetworkError, HostError, TimeoutError) as exc:
+    except (NetworkError, OSError, TimeoutError) as exc:
         cause.add_note(f"undoing it failed as well: {exc}")
         log.error("sandbox %s could not be undone: %s", sandbox.id, exc)
         now = core.now()
-        core.store.put_sandbox(
+        core.store.note_sandbox(
             sandbox,
             msgspec.structs.replace(sandbox.record, ready_at=sandbox.record.created_at, stopped_at=now),
         )
@@ -146,7 +146,7 @@ async def disconnect(core: Core, sandbox: Sandbox) -> None:
         pod = pod_network(sandbox.config, sandbox_id=sandbox.id, netns=record.netns)
         await core.network.delete(record.network["config"], pod, record.network.get("result") or {})
         reach("sandbox_stop.network_deleted")
-        core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, network_removed=True))
+        core.store.note_sandbox(sandbox, msgspec.structs.replace(sandbox.record, network_removed=True))
 
 
 def write_small(path: Path, content: bytes) -> None:

@@ -48,7 +48,7 @@ async def stop_sandbox(core: Core, sandbox: Sandbox) -> None:
             await take_exits(core, sandbox)
             lose_containers(core, sandbox)
             reach("sandbox_stop.exits")
-            core.store.put_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
+            core.store.note_sandbox(sandbox, msgspec.structs.replace(sandbox.record, stopped_at=core.now()))
             tell(core, pb.CONTAINER_STOPPED_EVENT, sandbox.id, sandbox.id)
         if failure:
             raise failure

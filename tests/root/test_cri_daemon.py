@@ -63,17 +63,6 @@ async def test_a_second_daemon_on_the_same_files_is_refused(node: CriNode, flags
     assert (await node.runtime.Version(pb.VersionRequest())).runtime_name
 
 
-async def test_a_stopped_daemon_keeps_its_socket(node: CriNode):
-    """It accepts nobody, and still the path is not free."""
-    os.kill(node.pid, signal.SIGSTOP)
-    try:
-        done = await second_daemon(node)
-    finally:
-        os.kill(node.pid, signal.SIGCONT)
-    assert done.returncode == 2
-    assert f"listens on {node.socket}" in done.stderr.decode()
-
-
 async def test_of_four_daemons_started_at_once_one_serves(node: CriNode):
     """Over the socket and the locks that a killed one has left."""
     _, container, _ = await node.launch("sleep", "1000")

@@ -94,7 +94,7 @@ async def test_a_process_that_ends_before_start_has(pod: Lab) -> None:
 
 async def test_a_process_that_ends_before_create_has(pod: Lab) -> None:
     """Its status is kept until the pid file has named it."""
-    create = "sh -c '(exit 6) </dev/null >/dev/null 2>&1 & echo $! >'$pid; sleep 0.2"
+    create = "sh -c '(sleep 0.05; exit 6) </dev/null >/dev/null 2>&1 & echo $! >'$pid; sleep 0.2"
     command = runtime(pod.base, create=create)
     spec = pod.container("sleep", "1", oci_runtime=command)
     await pod.runtime.create_container(spec)

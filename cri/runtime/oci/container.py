@@ -17,7 +17,7 @@ import os
 import time
 
 from cri.runtime import init, userns
-from cri.runtime.container import Container
+from cri.runtime.container import Container, complain
 from cri.runtime.execution import signal_session
 from cri.runtime.oci.bundle import Creation
 from cri.runtime.oci.commands import read_pid
@@ -165,7 +165,7 @@ class OciContainer(Container):
 
     def _signalled(self, error: dict[str, Any] | None) -> None:
         if error is not None and self.exit is None:
-            os.write(2, f"signal to container {self.id}: {error['message']}\n".encode())
+            complain(f"signal to container {self.id}: {error['message']}")
 
     def kill(self) -> None:
         """Everything in its cgroup, and the creation where that is under way."""
