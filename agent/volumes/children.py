@@ -19,6 +19,8 @@ from host.errors import TimedOut
 from host.helpers import Unkillable, run_async
 from host.processes import Completed
 
+LOOK = 10.0
+"""Seconds for a look at a path, which a file server that lives answers in milliseconds."""
 _CODE = str(Path(agent.__file__).resolve().parent.parent)
 
 
@@ -79,4 +81,4 @@ class Children:
         """
         # -P: not the working directory's modules; -s: nor a user's.
         argv = [sys.executable, "-sP", "-m", module, json.dumps(arguments)]
-        await self.run(key, argv, env={"PYTHONPATH": _CODE})
+        await self.run(key, argv, limit=LOOK, env={"PYTHONPATH": _CODE})

@@ -27,12 +27,8 @@ class Server:
     """Mounted on a directory until `stop`, or until somebody unmounts it."""
 
     def __init__(self, point: Path) -> None:
-        from host import syscalls
-
-        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        fd = mount(point)
         try:
-            options = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
-            syscalls.mount("server", str(point), "fuse", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(fd)],
                 pass_fds=[fd],
@@ -54,6 +50,16 @@ class Server:
         """End the connection: whoever sleeps wakes with an error."""
         self._process.kill()
         self._process.communicate()
+
+
+def mount(point: Path) -> int:
+    """Mount on a directory; the descriptor to serve it by."""
+    from host import syscalls  # not needed by the server's process
+
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+    syscalls.mount("server", str(point), "fuse", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+    return fd
 
 
 def serve(fd: int) -> None:
@@ -91,4 +97,4 @@ def _take(fd: int, dead: bool) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]) if sys.argv[1].isdecimal() else mount(Path(sys.argv[1])))
