@@ -1,6 +1,6 @@
 """Pods and Namespaces as policies see them: every pod of the cluster is held here, so only what is needed.
 
-A decoded pod takes about 1 kB this way, a tenth of the whole object. Not for: anything else about a pod.
+Measured: 2.6 kB a pod, with all that the picture keeps of it. Not for: anything else about a pod.
 """
 
 from __future__ import annotations
