@@ -61,9 +61,12 @@ class Agent:
     Args:
         client: None in standalone mode.
         ips: the node's addresses, the main one first.
+        cgroups: the machine's, under the runtime's driver.
     """
 
-    def __init__(self, settings: Settings, *, client: ApiClient | None, ips: Sequence[str]) -> None:
+    def __init__(
+        self, settings: Settings, *, client: ApiClient | None, ips: Sequence[str], cgroups: Cgroups
+    ) -> None:
         self._settings = settings
         self._client = client
         self._ips = tuple(ips)
@@ -71,7 +74,7 @@ class Agent:
         clock = self._clock = SystemClock()
         self._modules = security_modules()
         name = settings.node_name
-        self._cgroups = Cgroups()
+        self._cgroups = cgroups
         machine = startup_resources.machine(settings, self._cgroups)
         self._runtime = Runtime(endpoint=startup.endpoint(kubelet.container_runtime_endpoint))
         self.events = EventRecorder(client, host=name, clock=clock)

@@ -132,11 +132,14 @@ async def _start(settings: Settings) -> None:
     import logging
 
     from agent.assembly import Agent
+    from agent.startup_resources import load_cgroups
+    from host.clocks import SystemClock
 
     client = await _client(settings)
     try:
         ips = await _node_ips(settings)
-        agent = Agent(settings, client=client, ips=ips)
+        cgroups = await load_cgroups(settings, SystemClock())
+        agent = Agent(settings, client=client, ips=ips, cgroups=cgroups)
         # What is imported and built by now lives as long as we do: keep the collector away from it.
         gc.collect()
         gc.freeze()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from agent import startup
 from agent.api.structs import Pod
 from agent.config.checks import eviction_thresholds
 from agent.config.kubelet import KubeletConfiguration
@@ -17,6 +18,7 @@ from agent.node.shutdown import ShutdownManager, Stage, stages
 from agent.pods.manager import PodManager
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
+from agent.resources.cgroup_driver import cgroups_of
 from agent.resources.eviction import signals
 from agent.resources.eviction.manager import EvictionManager, EvictionSettings
 from agent.resources.eviction.measure import RuntimePlaces, SignalReader, limited_memory
@@ -41,9 +43,29 @@ class Say(Protocol):
     def __call__(self, reason: str, message: str, *, kind: str = "Warning") -> None: ...
 
 
+async def load_cgroups(settings: Settings, clock: Clock) -> Cgroups:
+    """The machine's cgroups under the driver of the runtime; waits for the runtime where that is open.
+
+    Raises:
+        InputError: the machine cannot have that driver.
+        HostError: systemd does not answer.
+    """
+    runtime = Runtime(endpoint=startup.endpoint(settings.kubelet.container_runtime_endpoint))
+    await runtime.open()
+    try:
+        return await cgroups_of(
+            runtime.cgroup_driver,
+            configured=settings.kubelet.cgroup_driver,
+            failures=(RuntimeFailure,),
+            clock=clock,
+        )
+    finally:
+        await runtime.close()
+
+
 def machine(settings: Settings, cgroups: Cgroups) -> Machine:
     """What this machine has; a node confined to a cgroup with a memory limit has only that memory."""
-    limited = limited_memory(cgroups, settings.kubelet.cgroup_root)
+    limited = limited_memory(cgroups, cgroups.nested_path(settings.kubelet.cgroup_root))
     return facts.read_machine(memory_limit=limited.capacity if limited else 0)
 
 
@@ -136,8 +158,8 @@ def signal_reader(settings: Settings, *, runtime: Runtime, cgroups: Cgroups) -> 
     return SignalReader(
         root=settings.root,
         cgroups=cgroups,
-        cgroup_root=kubelet.cgroup_root,
-        pods_cgroup=kubepods_path(kubelet.cgroup_root, GUARANTEED) if enforced else "",
+        cgroup_root=cgroups.nested_path(kubelet.cgroup_root),
+        pods_cgroup=kubepods_path(cgroups, kubelet.cgroup_root, GUARANTEED) if enforced else "",
         places=places(runtime),
     )
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 from host.errors import InputError
 
 RUNTIME_NAME = "nodelet-cri"
+CGROUP_DRIVERS = ("auto", "cgroupfs", "systemd")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_CONFIG_BYTES = 1 << 20
 _REPEATED = {"runtime_handlers": "runtime_handler", "cdi_spec_dirs": "cdi_spec_dir"}
@@ -31,6 +32,7 @@ class Settings:
     root: Annotated[Path, "images and writable layers; survives a reboot"] = Path("/var/lib/nodelet/cri")
     state: Annotated[Path, "facts about running pods; best on tmpfs"] = Path("/run/nodelet/cri")
     cgroup_root: Annotated[Path, "where the cgroup hierarchies are mounted"] = Path("/sys/fs/cgroup")
+    cgroup_driver: Annotated[str, "cgroupfs, systemd, or auto: systemd where it runs on cgroup2"] = "auto"
     cni_conf_dir: Annotated[Path, "CNI configuration; the first file by name is used"] = Path(
         "/etc/cni/net.d"
     )
@@ -185,6 +187,10 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--listen {settings.listen!r} is longer than the 107 bytes of a socket path")
     if settings.log_level not in LOG_LEVELS:
         raise InputError(f"--log-level {settings.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
+    if settings.cgroup_driver not in CGROUP_DRIVERS:
+        raise InputError(
+            f"--cgroup-driver {settings.cgroup_driver!r} must be one of {', '.join(CGROUP_DRIVERS)}"
+        )
     host_port(settings.stream_address)
     for folder in settings.cdi_spec_dirs:
         if not folder.startswith("/"):

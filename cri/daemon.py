@@ -30,7 +30,7 @@ from cri.server.service import register
 from cri.state.store import Store
 from cri.streaming.server import StreamServer
 from cri.streaming.tokens import Tokens
-from host.cgroups import Cgroups
+from host.cgroups.driver import load as load_cgroups
 from host.clocks import SystemClock
 from host.errors import Busy, InputError
 from host.files import locked
@@ -63,7 +63,7 @@ class Daemon:
         settings = self._settings
         await start_threads()
         clock = SystemClock()
-        cgroups = Cgroups(settings.cgroup_root)
+        cgroups = await asyncio.to_thread(load_cgroups, settings.cgroup_driver, settings.cgroup_root)
         images = ImageStore(
             settings.root / "images",
             registry_config_dir=settings.registry_config_dir,
@@ -104,7 +104,10 @@ class Daemon:
             await stack.enter_async_context(_grpc_server(core))
             _tell_what_is_missing()
             _notify("READY=1")
-            log.info("%s serves %s, streams at %s", RUNTIME_NAME, settings.listen, stream_url)
+            log.info(
+                "%s serves %s, streams at %s, cgroup driver %s",
+                *(RUNTIME_NAME, settings.listen, stream_url, cgroups.driver),
+            )
             await _until(stop, follower)
             _notify("STOPPING=1")
             core.events.close()

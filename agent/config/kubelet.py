@@ -325,8 +325,6 @@ def _check(config: KubeletConfiguration, where: str) -> None:
             raise InputError(f"{where}: podCIDR: {exc}") from exc
     if config.cgroup_driver not in ("cgroupfs", "systemd"):
         raise InputError(f"{where}: cgroupDriver must be cgroupfs or systemd, not {config.cgroup_driver!r}")
-    if config.cgroup_driver == "systemd":
-        log.warning("cgroupDriver systemd has no effect here: the layout is cgroupfs's source=%s", where)
     if config.image_pull_credentials_verification_policy not in PULL_POLICIES:
         names = ", ".join(PULL_POLICIES)
         raise InputError(f"{where}: imagePullCredentialsVerificationPolicy must be one of {names}")

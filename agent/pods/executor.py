@@ -113,7 +113,7 @@ class Executor:
         try:
             for old in action.stop:
                 await self.ports.runtime.stop_sandbox(old)
-            self.ports.cgroups.create(pod)
+            await self.ports.cgroups.create(pod)
         except HostError as exc:
             text = f"unable to ensure pod container exists: {exc}"
             self.say(pod, "Warning", "FailedCreatePodContainer", text)
@@ -164,7 +164,7 @@ class Executor:
         """The pod's sandbox configuration, the same for the sandbox and for each container in it."""
         settings = self.ports.settings
         dns = limited(self._dns(pod))
-        parent = self.ports.cgroups.path(pod)
+        parent = self.ports.cgroups.parent(pod)
         return sandbox_config(
             pod,
             attempt=attempt,

@@ -38,7 +38,7 @@ async def resize_pod(executor: Executor, pod: Pod, action: actions.ResizePod, me
             if step.id:
                 await ports.runtime.update_container(step.id, figures_message(step.figures))
                 continue
-            ports.cgroups.update(pod, _limits(step))
+            await ports.cgroups.update(pod, _limits(step))
     except (HostError, RuntimeFailure, _InUse) as exc:
         if memory.resized:
             words = f"Pod resize error: {summary(pod, error=str(exc))}"

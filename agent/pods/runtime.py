@@ -120,6 +120,16 @@ class Runtime:
         """The pulls under way, where the runtime tells."""
         return pulls_shown((await self.status(verbose=True)).info)
 
+    async def cgroup_driver(self) -> str:
+        """The runtime's: cgroupfs or systemd; empty from one that cannot say (KEP-4033)."""
+        try:
+            answer = await self._call("RuntimeConfig", pb.RuntimeConfigRequest(), timeout=10)
+        except RuntimeFailure as exc:
+            if exc.code is grpc.StatusCode.UNIMPLEMENTED:
+                return ""
+            raise
+        return "systemd" if answer.linux.cgroup_driver == pb.SYSTEMD else "cgroupfs"
+
     # --- sandboxes ----------------------------------------------------------------------------------------
 
     async def run_sandbox(self, config: pb.PodSandboxConfig, *, handler: str = "") -> str:

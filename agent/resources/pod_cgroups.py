@@ -1,13 +1,15 @@
 """The cgroups a node keeps above its containers: `kubepods`, one a QoS class, one a pod.
 
-Layout as kubelet's cgroupfs driver makes it: `<root>/kubepods/pod<uid>` for Guaranteed pods, and
-`<root>/kubepods/{burstable,besteffort}/pod<uid>`. Paths are relative to every hierarchy's mount, which is
-also what CRI's cgroup_parent means. The containers' own cgroups below are the runtime's.
+Layout as kubelet makes it: `<root>/kubepods/pod<uid>` for Guaranteed pods, and
+`<root>/kubepods/{burstable,besteffort}/pod<uid>`; with the systemd driver the same names as slices,
+`kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice`. Paths are relative to every
+hierarchy's mount. The containers' own cgroups below are the runtime's.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Protocol
 
@@ -16,11 +18,25 @@ from agent.resources import qos
 from agent.resources.node_allocatable import page_size
 from host.cgroups import CgroupStats, Resources
 
-_LEVELS = {qos.GUARANTEED: "", qos.BURSTABLE: "/burstable", qos.BEST_EFFORT: "/besteffort"}
+_LEVELS = {
+    qos.GUARANTEED: ("kubepods",),
+    qos.BURSTABLE: ("kubepods", "burstable"),
+    qos.BEST_EFFORT: ("kubepods", "besteffort"),
+}
 
 
 class CgroupPort(Protocol):
-    """What is used of host.cgroups.Cgroups."""
+    """What is used of host.cgroups.Cgroups, whichever its driver."""
+
+    @property
+    def driver(self) -> str:
+        """cgroupfs or systemd."""
+
+    def nested_path(self, root: str, *names: str) -> str:
+        """The path of names within each other below a root."""
+
+    def parent_name(self, path: str) -> str:
+        """A path as CRI's cgroup_parent names it."""
 
     def create(self, path: str, resources: Resources | None = None) -> None:
         """Make a cgroup and its parents, with limits."""
@@ -35,14 +51,9 @@ class CgroupPort(Protocol):
         """What it has used."""
 
 
-def kubepods_path(root: str, kind: str) -> str:
+def kubepods_path(cgroups: CgroupPort, root: str, kind: str) -> str:
     """The cgroup of a QoS class below the node's cgroup root."""
-    return f"{root.rstrip('/')}/kubepods{_LEVELS[kind]}"
-
-
-def pod_path(root: str, pod: Pod) -> str:
-    """The pod's cgroup."""
-    return f"{kubepods_path(root, qos.qos_class(pod))}/pod{pod.metadata.uid}"
+    return cgroups.nested_path(root, *_LEVELS[kind])
 
 
 def pod_resources(
@@ -86,25 +97,33 @@ class PodCgroups:
         self._cpu_quota = cpu_quota
         self._period_us = period_us
         self._burstable: dict[str, Fraction] = {}
+        self._weighing = asyncio.Lock()
         self._levels = False
 
     def ensure_levels(self) -> None:
         """Make `kubepods` and the QoS levels below it. Raises HostError."""
         for kind in (qos.GUARANTEED, qos.BURSTABLE, qos.BEST_EFFORT):
             resources = Resources(cpu_shares=qos.MIN_SHARES) if kind != qos.GUARANTEED else self._all_pods
-            self._cgroups.create(kubepods_path(self._root, kind), resources)
+            self._cgroups.create(kubepods_path(self._cgroups, self._root, kind), resources)
         self._levels = True
 
     def path(self, pod: Pod) -> str:
         """The pod's cgroup, whether it exists or not."""
-        return pod_path(self._root, pod)
+        return self._path_of(qos.qos_class(pod), pod)
 
-    def create(self, pod: Pod) -> str:
+    def parent(self, pod: Pod) -> str:
+        """The pod's cgroup as the runtime is told it."""
+        return self._cgroups.parent_name(self.path(pod))
+
+    def _path_of(self, kind: str, pod: Pod) -> str:
+        return self._cgroups.nested_path(self._root, *_LEVELS[kind], f"pod{pod.metadata.uid}")
+
+    async def create(self, pod: Pod) -> str:
         """Make the pod's cgroup with its limits; safe to repeat. Answers its path. Raises HostError."""
         if not self._levels:
-            self.ensure_levels()
-        self._cgroups.create(self.path(pod), self.resources(pod))
-        self._weigh(pod)
+            await self._do(self.ensure_levels)
+        await self._do(self._cgroups.create, self.path(pod), self.resources(pod))
+        await self._weigh(pod)
         return self.path(pod)
 
     def resources(self, pod: Pod) -> Resources:
@@ -113,34 +132,41 @@ class PodCgroups:
             pod, pids_limit=self._pids_limit, cpu_quota=self._cpu_quota, period_us=self._period_us
         )
 
-    def update(self, pod: Pod, resources: Resources) -> None:
+    async def update(self, pod: Pod, resources: Resources) -> None:
         """Change some limits of a pod's cgroup that is there. Raises HostError."""
-        self._cgroups.update(self.path(pod), resources)
-        self._weigh(pod)
+        await self._do(self._cgroups.update, self.path(pod), resources)
+        await self._weigh(pod)
 
     def memory_usage(self, pod: Pod) -> int:
         """Bytes charged to the pod's cgroup. Raises HostError."""
         return self._cgroups.stats(self.path(pod)).memory_usage
 
-    def _weigh(self, pod: Pod) -> None:
+    async def _weigh(self, pod: Pod) -> None:
         if qos.qos_class(pod) == qos.BURSTABLE:
             self._burstable[pod.metadata.uid] = qos.pod_requests(pod).get("cpu", Fraction(0))
-            self._weigh_burstable()
+            await self._weigh_burstable()
 
     async def remove(self, pod: Pod) -> None:
         """Kill and remove the pod's cgroup; a missing one is removed already. Raises HostError."""
         if self._burstable.pop(pod.metadata.uid, None) is not None:
-            self._weigh_burstable()
+            await self._weigh_burstable()
         # Nobody knows the class of a pod whose object is gone: look in all of them.
         known = bool(pod.spec.containers)
         kinds = (qos.qos_class(pod),) if known else (qos.GUARANTEED, qos.BURSTABLE, qos.BEST_EFFORT)
         for kind in kinds:
-            path = f"{kubepods_path(self._root, kind)}/pod{pod.metadata.uid}"
             # Waits for the last process to be reaped, so not in the event loop.
-            await asyncio.to_thread(self._cgroups.remove, path)
+            await asyncio.to_thread(self._cgroups.remove, self._path_of(kind, pod))
 
-    def _weigh_burstable(self) -> None:
+    async def _weigh_burstable(self) -> None:
         # The level's weight is the sum of its pods', so that best-effort pods cannot crowd them out.
-        total = sum(self._burstable.values(), Fraction(0))
-        level = kubepods_path(self._root, qos.BURSTABLE)
-        self._cgroups.update(level, Resources(cpu_shares=qos.cpu_shares(total)))
+        async with self._weighing:  # the last to write is the last to have counted
+            total = sum(self._burstable.values(), Fraction(0))
+            level = kubepods_path(self._cgroups, self._root, qos.BURSTABLE)
+            await self._do(self._cgroups.update, level, Resources(cpu_shares=qos.cpu_shares(total)))
+
+    async def _do(self, work: Callable[..., None], *arguments: object) -> None:
+        # Files are written in microseconds; systemd may take its time.
+        if self._cgroups.driver == "systemd":
+            await asyncio.to_thread(work, *arguments)
+        else:
+            work(*arguments)

@@ -19,7 +19,7 @@ from cri.runtime import identity, messages
 from cri.runtime.errors import StartFailed
 from cri.runtime.launch import Spawner, launch_spawner
 from cri.runtime.link import Link, connect
-from cri.runtime.placement import Placement, exec_process, plan, prepare
+from cri.runtime.placement import Placement, exec_process, plan, prepare_in_place
 from cri.runtime.process import Attachment, ExecProcess, collect
 from cri.runtime.spec import (
     ContainerFacts,
@@ -246,7 +246,7 @@ class Runtime:
     async def make_container(self, place: Placement) -> ContainerFacts:
         """The second half of `create_container`; raises as it does, but for InputError."""
         link = self._pods.link(place.sandbox_id)
-        await asyncio.to_thread(prepare, place, self._state, self._cgroups)
+        await prepare_in_place(link, place, self._state, self._cgroups)
         try:
             reach("runtime.container_cgroup")
             return self._pods.remember(place.sandbox_id, await link.request("create", spec=place.message))

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import resource
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from cri.runtime import messages
 from cri.runtime.devices import device_nodes, device_rules
 from cri.runtime.errors import StartFailed
+from cri.runtime.link import Link
 from cri.runtime.security import capability_mask
 from cri.runtime.spec import ContainerSpec, ExecSpec
 from cri.runtime.state import StateFolder
@@ -62,8 +65,11 @@ def plan(spec: ContainerSpec, state: StateFolder, cgroups: Cgroups, *, held: int
     )
 
 
-def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
+def prepare(place: Placement, state: StateFolder, cgroups: Cgroups, *, holder: int = 0) -> None:
     """Write the record of what is to be undone, make the cgroup.
+
+    Args:
+        holder: a process for `Cgroups.create`.
 
     Raises:
         Exists: the sandbox has a container of this id.
@@ -76,10 +82,29 @@ def prepare(place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
     reach("runtime.container_recorded")
     if place.cgroup_path:
         try:
-            cgroups.create(place.cgroup_path, place.resources)
+            cgroups.create(place.cgroup_path, place.resources, holder=holder)
         except HostError as exc:
             state.remove_container(place.sandbox_id, place.id)
             raise StartFailed(exc.errno or errno.EIO, f"cgroup: {exc}", step="cgroup") from exc
+
+
+async def prepare_in_place(link: Link, place: Placement, state: StateFolder, cgroups: Cgroups) -> None:
+    """The same without blocking, with a holder in the cgroup where there is none without.
+
+    Args:
+        link: to the pod's supervisor, whose child the holder is; a failure ends it.
+    """
+    if not cgroups.needs_holder(place.cgroup_path):
+        await asyncio.to_thread(prepare, place, state, cgroups)
+        return
+    holder = (await link.request("hold", container=place.id))["pid"]
+    try:
+        reach("runtime.container_held")
+        await asyncio.to_thread(prepare, place, state, cgroups, holder=holder)
+    except BaseException:
+        with suppress(HostError):
+            await link.request("let-go", container=place.id)
+        raise
 
 
 def _places(

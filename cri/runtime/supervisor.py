@@ -15,7 +15,7 @@ import os
 import sys
 import time
 
-from cri.runtime import namespaces, record, sockets
+from cri.runtime import holder, namespaces, record, sockets
 from cri.runtime.connection import Answer, Connection
 from cri.runtime.container import Container
 from cri.runtime.execution import Execution
@@ -53,6 +53,8 @@ class Supervisor:
         self._loop = loop or Loop()
         self._containers: dict[str, Container] = {}
         self._by_pid: dict[int, Container | Execution | Callable[[int], None]] = {}
+        self._holders: dict[str, int] = {}
+        """Process ids of those that hold a scope, by container."""
         self._executions: list[Execution] = []
         self._commands: Commands | None = None
         """Of external runtimes, once the pod has had a container of one."""
@@ -63,6 +65,8 @@ class Supervisor:
         self._reaper_pidfd = self._userns = -1
         self._requests: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "snapshot": self._snapshot,
+            "hold": self._hold,
+            "let-go": self._let_go,
             "create": self._create,
             "start": self._start,
             "signal": self._signal,
@@ -113,6 +117,8 @@ class Supervisor:
         for execution in self._executions[:]:
             if execution.connection is connection:
                 execution.kill(signal.SIGKILL)
+        for container in self._holders.keys() - self._containers.keys():
+            self._release(container)
 
     def _request(self, request: dict[str, Any], answer: Answer) -> None:
         handler = self._requests.get(request.get("op", ""))
@@ -133,6 +139,30 @@ class Supervisor:
 
     def _snapshot(self, request: dict[str, Any], answer: Answer) -> None:
         answer.ok(self._facts())
+
+    def _hold(self, request: dict[str, Any], answer: Answer) -> None:
+        """Fork the process that a container's scope is made with; it is the client's until `create`."""
+        name = request["container"]
+        if self._is_stopping:
+            raise from_errno(errno.ESHUTDOWN, "sandbox is stopping")
+        if name in self._holders:
+            raise from_errno(errno.EEXIST, f"holder of container {name}")
+        pid = self._holders[name] = holder.fork()
+        self._by_pid[pid] = lambda status: self._forget_holder(name, pid)
+        answer.ok({"pid": pid})
+
+    def _let_go(self, request: dict[str, Any], answer: Answer) -> None:
+        self._release(request["container"])
+        answer.ok()
+
+    def _release(self, container: str) -> None:
+        pid = self._holders.pop(container, 0)
+        if pid:
+            holder.let_go(pid)
+
+    def _forget_holder(self, container: str, pid: int) -> None:
+        if self._holders.get(container) == pid:
+            del self._holders[container]
 
     def _create(self, request: dict[str, Any], answer: Answer) -> None:
         spec = request["spec"]
@@ -228,6 +258,8 @@ class Supervisor:
         for container in self._containers.values():
             if container.exit is None:
                 container.kill()
+        for name in self._holders.keys() - self._containers.keys():
+            self._release(name)
         self._end_if_stopped()
 
     def _ended(self, pid: int, status: int) -> None:
@@ -241,6 +273,7 @@ class Supervisor:
                 self._tell_exit(child)
             else:
                 del self._containers[child.id]
+                self._release(child.id)
         elif child is not None:
             child(status)
         elif self._commands is not None:
@@ -248,6 +281,7 @@ class Supervisor:
         self._end_if_stopped()
 
     def _tell_exit(self, container: Container) -> None:
+        self._release(container.id)
         for connection in self._connections[:]:
             connection.send({"event": "exited", "container": container.id, "facts": container.facts()})
 

@@ -186,11 +186,11 @@ def _place(
     small = core.store.sandbox_folder(sandbox.id)
     targets = volume_targets(config, image.config)
     handler = find(core.handlers, sandbox.record.runtime_handler)
-    parent = sandbox.config.linux.cgroup_parent.strip("/")
+    parent = core.cgroups.parent_path(sandbox.config.linux.cgroup_parent)
     return Place(
         container_id=container_id,
         sandbox_id=sandbox.id,
-        cgroup=f"/{parent}/{container_id}" if parent else f"/{container_id}",
+        cgroup=core.cgroups.container_path(parent, container_id),
         upper=data / "upper",
         work=data / "work",
         lower=core.images.layers(image.id),

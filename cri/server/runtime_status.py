@@ -59,8 +59,9 @@ def _handlers(core: Core) -> list[pb.RuntimeHandler]:
 
 
 async def get_runtime_config(core: Core, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
-    """The cgroup driver (KEP-4033): cgroup_parent is taken as a path."""
-    return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+    """The cgroup driver (KEP-4033), which says whether cgroup_parent is a path or the name of a slice."""
+    driver = pb.SYSTEMD if core.cgroups.driver == "systemd" else pb.CGROUPFS
+    return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
 
 async def update_runtime_config(

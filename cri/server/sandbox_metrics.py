@@ -53,7 +53,7 @@ async def _measure(core: Core, sandbox: Sandbox) -> pb.PodSandboxMetrics:
     containers = core.store.containers_of(sandbox.id)
     running = [item for item in containers if item.record.state is ContainerState.RUNNING]
     links = await links_of(core, sandbox)
-    parent, meta = sandbox.config.linux.cgroup_parent, sandbox.config.metadata
+    parent, meta = core.cgroups.pod_path(sandbox.config.linux.cgroup_parent), sandbox.config.metadata
     labels = (meta.name, meta.namespace)
 
     def read() -> pb.PodSandboxMetrics:

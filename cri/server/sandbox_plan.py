@@ -15,7 +15,6 @@ from cri.server.user_namespaces import pod_user_namespace
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
-PAUSE_CGROUP = "pod-init"
 _PROTOCOLS = {pb.TCP: "tcp", pb.UDP: "udp", pb.SCTP: "sctp"}
 _DNS_WORD = re.compile(r"[^\s\x00-\x1f\x7f]+")
 _HOSTNAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
@@ -33,7 +32,7 @@ def host_network(config: pb.PodSandboxConfig) -> bool:
 
 
 def sandbox_spec(
-    config: pb.PodSandboxConfig, *, sandbox_id: str, netns_dir: Path, node_name: str
+    config: pb.PodSandboxConfig, *, sandbox_id: str, netns_dir: Path, node_name: str, cgroup: str = ""
 ) -> SandboxSpec:
     """The spec of a sandbox.
 
@@ -42,6 +41,7 @@ def sandbox_spec(
         sandbox_id: its new id.
         netns_dir: where network namespaces are bound.
         node_name: host name of the node, for pods on its network.
+        cgroup: of the pod's own process; empty: none of its own.
 
     Raises:
         InputError: a host name, namespace mode or ID map that makes no sense.
@@ -55,12 +55,6 @@ def sandbox_spec(
         raise InputError(
             f"config.hostname {hostname[:80]!r} must be at most 64 letters, digits, dots and dashes"
         )
-    if config.linux.cgroup_parent.endswith(".slice"):
-        raise InputError(
-            f"linux.cgroup_parent {config.linux.cgroup_parent[:80]!r} is a slice of systemd's, but the "
-            "cgroup driver here is cgroupfs (see RuntimeConfig): set the kubelet's cgroupDriver to cgroupfs"
-        )
-    parent = config.linux.cgroup_parent.strip("/")
     return SandboxSpec(
         id=sandbox_id,
         hostname=hostname,
@@ -69,7 +63,7 @@ def sandbox_spec(
         host_ipc=options.ipc == pb.NODE,
         share_pid=options.pid == pb.POD,
         netns_path=None if on_host else netns_dir / f"cni-{sandbox_id}",
-        cgroup_path=f"/{parent}/{PAUSE_CGROUP}-{sandbox_id[:12]}",
+        cgroup_path=cgroup,
         user_namespace=pod_user_namespace(options),
         sysctls=_sysctls(config),
     )

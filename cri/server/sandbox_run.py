@@ -63,9 +63,15 @@ async def _run(core: Core, key: tuple[str, ...], config: pb.PodSandboxConfig, ha
         raise AlreadyExists(
             f"pod {key[0]}/{key[1]} attempt {key[3]} has the stopped sandbox {other.id}: remove it"
         )
+    core.cgroups.check_parent(config.linux.cgroup_parent)
+    parent = core.cgroups.parent_path(config.linux.cgroup_parent)
     sandbox_id = secrets.token_hex(32)
     spec = sandbox_spec(
-        config, sandbox_id=sandbox_id, netns_dir=core.settings.netns_dir, node_name=os.uname().nodename
+        config,
+        sandbox_id=sandbox_id,
+        netns_dir=core.settings.netns_dir,
+        node_name=os.uname().nodename,
+        cgroup=core.cgroups.reaper_path(parent, sandbox_id),
     )
     if spec.user_namespace is not None:
         _check_user_namespaces(core, handler)
@@ -136,7 +142,7 @@ async def undo_sandbox(core: Core, sandbox: Sandbox) -> None:
     await core.runtime.remove_sandbox(sandbox.id)
     reach("sandbox_undo.removed")
     core.store.drop_sandbox(sandbox.id)
-    core.rates.forget(sandbox.config.linux.cgroup_parent)
+    core.rates.forget(core.cgroups.pod_path(sandbox.config.linux.cgroup_parent))
 
 
 async def disconnect(core: Core, sandbox: Sandbox) -> None:

@@ -51,7 +51,7 @@ async def _measure(core: Core, sandbox: Sandbox) -> pb.PodSandboxStats:
     containers = [item for item in core.store.containers_of(sandbox.id) if item.record.state in alive]
     message.linux.containers.extend(await measure(core, containers))
     # A pod without a cgroup of its own (crictl's) is the sum of its containers.
-    parent = config.linux.cgroup_parent
+    parent = core.cgroups.pod_path(config.linux.cgroup_parent)
     cgroups = [parent] if parent else [item.record.cgroup for item in containers]
     stats, at = await asyncio.to_thread(_used, core.cgroups, cgroups), core.now()
     rate = core.rates.nano_cores(parent, stats.cpu_usage_ns, at) if parent else None

@@ -8,12 +8,10 @@ while waits for an RCU grace period).
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import signal
 import time
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -33,18 +31,29 @@ from host.cgroups import (
     unified,
 )
 from host.cgroups.files import Read, Write, apply, reader
+from host.cgroups.folders import (
+    add_cpuset,
+    enable_controllers,
+    in_trees,
+    make_folder,
+    remove_tree,
+    steps,
+    subtree,
+)
 from host.cgroups.model import CgroupStats, Resources
+from host.cgroups.units import expand_slice
 from host.errors import Busy, InputError, NotFound, from_oserror
 
 Mode = Literal["v1", "hybrid", "v2"]
 CONTROLLERS: tuple[ModuleType, ...] = (cpu, cpuset, memory, pids, hugetlb, io, devices, unified)
-V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
 PROCS = "cgroup.procs"
 _RETRY_S = 0.005
 
 
 class Cgroups:
-    """One interface over every hierarchy mounted below `root`."""
+    """One interface over every hierarchy mounted below `root`; itself the driver called cgroupfs."""
+
+    driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
 
     def __init__(self, root: Path | str = "/sys/fs/cgroup") -> None:
         """Look at what is mounted; nothing is changed.
@@ -92,14 +101,59 @@ class Cgroups:
         Raises:
             InputError: the path is the root itself or has a segment that leads elsewhere.
         """
-        return list(_folders(self.trees, path))
+        return list(in_trees(self.trees, path))
+
+    def check_parent(self, parent: str) -> None:
+        """Refuse a cgroup_parent of CRI's that is written for the other driver.
+
+        Raises:
+            InputError: it names a slice of systemd's.
+        """
+        if parent.endswith(".slice"):
+            raise InputError(
+                f"linux.cgroup_parent {parent[:80]!r} is a slice of systemd's, but the cgroup driver here is "
+                "cgroupfs (see RuntimeConfig): set the kubelet's cgroupDriver to cgroupfs"
+            )
+
+    def parent_path(self, parent: str) -> str:
+        """The cgroup behind a cgroup_parent, whichever driver it was written for; empty for none."""
+        if parent.endswith(".slice"):
+            return expand_slice(parent)
+        return f"/{parent.strip('/')}" if parent.strip("/") else ""
+
+    def pod_path(self, parent: str) -> str:
+        """The cgroup that a pod has for itself; empty for one that names no parent."""
+        return self.parent_path(parent) if parent else ""
+
+    def container_path(self, parent: str, container_id: str) -> str:
+        """The cgroup of a container below its pod's (from `parent_path`)."""
+        return f"{parent}/{container_id}"
+
+    def reaper_path(self, parent: str, sandbox_id: str) -> str:
+        """The cgroup of a pod's own process; empty: it stays where our supervisors are."""
+        return f"{parent}/pod-init-{sandbox_id[:12]}"
+
+    def nested_path(self, root: str, *names: str) -> str:
+        """The cgroup of names within each other below a node's root cgroup."""
+        return "/".join((root.rstrip("/"), *names))
+
+    def parent_name(self, path: str) -> str:
+        """A cgroup as CRI's cgroup_parent names it."""
+        return path
+
+    def needs_holder(self, path: str) -> bool:
+        """Whether the cgroup is made only with a process in it, and lasts only as long as there is one."""
+        return False
 
     def exists(self, path: str) -> bool:
         """Whether the cgroup is there in any hierarchy."""
         return any(folder.is_dir() for folder in self.folders(path))
 
-    def create(self, path: str, resources: Resources | None = None) -> None:
+    def create(self, path: str, resources: Resources | None = None, *, holder: int = 0) -> None:
         """Make the cgroup and its parents where missing, and set limits on it.
+
+        Args:
+            holder: a process to put into it, where `needs_holder` says so.
 
         Raises:
             InputError: as `check`; nothing is made.
@@ -111,23 +165,23 @@ class Cgroups:
             self._make(tree, folder)
         if resources is None:
             return
-        self.update(path, resources)
+        self._write(path, resources)
         if self.mode == "v2" and resources.devices is not None and resources.devices != devices.ALL_DEVICES:
             devicefilter.attach(self.folders(path)[0], resources.devices)
 
     def _make(self, tree: Path, folder: Path) -> None:
         """From the top down, because v2 enables controllers and v1 fills cpusets level by level."""
         if tree == self._by_controller.get("cpuset"):
-            if _add_cpuset(folder):
+            if add_cpuset(folder):
                 return
-            for parent, child in _steps(tree, folder):
-                _mkdir(child)
+            for parent, child in steps(tree, folder):
+                make_folder(child)
                 writes = cpuset.plan_fill_in(reader(parent), reader(child))
                 apply(child, writes)
         elif self.mode == "v2":
-            for parent, child in _steps(tree, folder):
-                _enable_controllers(parent)
-                _mkdir(child)
+            for parent, child in steps(tree, folder):
+                enable_controllers(parent)
+                make_folder(child)
         else:
             try:
                 try:
@@ -159,6 +213,9 @@ class Cgroups:
             HostError: names the file and the value.
         """
         self.check(resources)
+        self._write(path, resources)
+
+    def _write(self, path: str, resources: Resources) -> None:
         if self.mode == "v2":
             folder = self.folders(path)[0]
             read = reader(folder)
@@ -220,9 +277,12 @@ class Cgroups:
 
     def pids(self, path: str) -> list[int]:
         """Process ids in the cgroup and everything below it; empty where it is missing."""
+        return self._everybody(path)
+
+    def _everybody(self, path: str) -> list[int]:
         found: set[int] = set()
         for folder in self.folders(path):
-            for child in _subtree(folder):
+            for child in subtree(folder):
                 found.update(int(word) for word in reader(child)(PROCS).split())
         return sorted(found)
 
@@ -256,7 +316,7 @@ class Cgroups:
             with suppress(NotFound):  # an older kernel, or the cgroup has just been removed
                 apply(at_once.parent, [Write(at_once.name, "1")])
         done: set[int] = set()
-        while fresh := set(self.pids(path)) - done:
+        while fresh := set(self._everybody(path)) - done:
             for pid in fresh:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -264,7 +324,7 @@ class Cgroups:
                     continue
             done |= fresh
         if frozen := self._frozen_folder(path):
-            for folder in _subtree(frozen):
+            for folder in subtree(frozen):
                 with suppress(NotFound):
                     apply(folder, freezer.plan_thaw(reader(folder)))
 
@@ -291,78 +351,8 @@ class Cgroups:
             Busy: still occupied after `timeout` seconds (a process in uninterruptible sleep).
         """
         deadline = time.monotonic() + timeout
-        while not all(_rmtree(folder) for folder in self.folders(path)):
+        while not all(remove_tree(folder) for folder in self.folders(path)):
             if time.monotonic() >= deadline:
                 raise Busy(errno.EBUSY, f"remove cgroup {path}", self.survivors(path))
             self.kill(path)
             time.sleep(_RETRY_S)
-
-
-@functools.lru_cache(maxsize=256)
-def _folders(trees: tuple[Path, ...], path: str) -> tuple[Path, ...]:
-    segments = [segment for segment in path.split("/") if segment]
-    if not segments or any(segment in (".", "..") or "\0" in segment for segment in segments):
-        raise InputError(f"cgroup path {path!r} is not usable: name a cgroup below the root")
-    return tuple(tree.joinpath(*segments) for tree in trees)
-
-
-def _add_cpuset(folder: Path) -> bool:
-    """Make and fill a cpuset whose parent is there and filled, the usual case; False where it is not."""
-    parent = reader(folder.parent)
-    if not all(parent(name) for name in cpuset.FILES):
-        return False
-    _mkdir(folder)
-    apply(folder, cpuset.plan_fill_in(parent, reader(folder)))
-    return True
-
-
-def _steps(tree: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """(parent, child) pairs from the mount down to the folder."""
-    chain = [folder, *folder.parents]
-    chain = chain[: chain.index(tree) + 1][::-1]
-    return list(pairwise(chain))
-
-
-def _mkdir(folder: Path) -> None:
-    try:
-        os.mkdir(folder, 0o755)
-    except FileExistsError:
-        return
-    except OSError as exc:
-        raise from_oserror(exc, f"make cgroup {folder}") from exc
-
-
-def _enable_controllers(folder: Path) -> None:
-    """Hand down every controller we use that this level has and does not yet hand down."""
-    read = reader(folder)
-    missing = set(read("cgroup.controllers").split()) - set(read("cgroup.subtree_control").split())
-    wanted = [f"+{name}" for name in V2_CONTROLLERS if name in missing]
-    if wanted:
-        apply(folder, [Write("cgroup.subtree_control", " ".join(wanted))])
-
-
-def _subtree(folder: Path) -> list[Path]:
-    """The folder and all below it, deepest last; empty where it is missing."""
-    return [Path(where) for where, _, _ in os.walk(folder)]
-
-
-def _rmtree(folder: Path) -> bool:
-    """Remove it and what is below, deepest first; False while a process is in one of them."""
-    try:
-        os.rmdir(folder)
-        return True
-    except FileNotFoundError:
-        return True
-    except OSError as exc:
-        if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-            raise from_oserror(exc, f"remove cgroup {folder}") from exc
-    for child in reversed(_subtree(folder)):
-        try:
-            os.rmdir(child)
-        except FileNotFoundError:
-            continue
-        except OSError as exc:
-            if exc.errno in (errno.EBUSY, errno.ENOTEMPTY):
-                return False
-            raise from_oserror(exc, f"remove cgroup {child}") from exc
-    return True

@@ -38,7 +38,7 @@ class CriClient:
         self._channel = aio.insecure_channel(f"unix:{self.socket}", options=options)
         self.runtime, self.images = RuntimeServiceStub(self._channel), ImageServiceStub(self._channel)
         try:
-            await self.runtime.Version(pb.VersionRequest(), wait_for_ready=True, timeout=20)
+            await self.runtime.Version(pb.VersionRequest(), wait_for_ready=True, timeout=120)
         except aio.AioRpcError as exc:
             raise AssertionError(self.log()) from exc
 
@@ -80,11 +80,15 @@ class CriClient:
             labels={"app": name, "of": "nodelet-tests"},
             dns_config=pb.DNSConfig(servers=["10.96.0.10"], searches=["cluster.local"], options=["ndots:5"]),
         )
-        config.linux.cgroup_parent = f"{self.cgroup_parent}/pod{uid}"
+        config.linux.cgroup_parent = self.pod_cgroup(uid)
         options = config.linux.security_context.namespace_options
         options.pid = pb.CONTAINER
         config.MergeFrom(pb.PodSandboxConfig(**changes))
         return config
+
+    def pod_cgroup(self, uid: str) -> str:
+        """A pod's cgroup_parent, as a kubelet would name it."""
+        return f"{self.cgroup_parent}/pod{uid}"
 
     async def run_pod(self, config: pb.PodSandboxConfig) -> str:
         """RunPodSandbox."""

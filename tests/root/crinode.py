@@ -1,6 +1,7 @@
 """A real `nodelet-cri` for tests: its own folders, its own cgroup parent, images from a registry beside it.
 
-The test process has left the machine's namespaces already (conftest.py); the daemon inherits that.
+The test process has left the machine's namespaces already (conftest.py); the daemon inherits that. Where
+systemd is process 1 all of it works with systemd's cgroups as well: NODELET_TEST_CGROUP_DRIVER=systemd.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from criclient import BUSYBOX, CriClient
 from cni.config import render_conflist
 from deploy.labkit.images import Entry, build_image
 from host import failpoints, processes
-from host.cgroups import Cgroups
+from host.cgroups import units
+from host.cgroups.driver import load as load_cgroups
+from proto.cri import runtime_pb2 as pb
 
 __all__ = ["BUSYBOX", "VOLUMES", "CriNode", "build_images", "daemon", "node", "running", "serving"]
 
@@ -77,14 +80,19 @@ def build_images(store: Path) -> None:
     )
 
 
+DRIVER = os.environ.get("NODELET_TEST_CGROUP_DRIVER", "cgroupfs")
+"""The cgroup driver of every node here."""
+
+
 class CriNode(CriClient):
     """One daemon, started and killed at will."""
 
     def __init__(self, folder: Path, *, registry: int = 0) -> None:
+        name = f"nodelet-test-{os.getpid()}-{folder.name}"
         super().__init__(
             folder / "run" / "cri.sock",
             name="nodelet-cri",
-            cgroup_parent=f"/nodelet-test-{os.getpid()}-{folder.name}",
+            cgroup_parent=units.slice_path([name]) if DRIVER == "systemd" else f"/{name}",
             logs=folder / "logs",
         )
         self.folder = folder
@@ -101,6 +109,20 @@ class CriNode(CriClient):
         text += 'capabilities = ["pull", "resolve"]\n'
         (self.folder / "registries" / "_default" / "hosts.toml").write_text(text)
 
+    def pod_cgroup(self, uid: str) -> str:
+        """With systemd a slice's name and no more, as a kubelet gives it."""
+        if DRIVER != "systemd":
+            return super().pod_cgroup(uid)
+        top = units.unit_of(self.cgroup_parent).removesuffix(".slice")
+        return units.unit_of(units.slice_path([top, f"pod{uid}"]))
+
+    def cgroup_of(self, config: pb.PodSandboxConfig, container: str) -> str:
+        """A container's cgroup."""
+        parent = config.linux.cgroup_parent
+        if DRIVER == "systemd":
+            return f"{units.expand_slice(parent)}/{units.scope_name(container)}"
+        return f"{parent}/{container}"
+
     @property
     def arguments(self) -> list[str]:
         folder = self.folder
@@ -114,6 +136,7 @@ class CriNode(CriClient):
             f"--registry-config-dir={folder / 'registries'}",
             f"--seccomp-root={folder / 'seccomp'}",
             f"--cdi-spec-dir={folder / 'cdi'}",
+            f"--cgroup-driver={DRIVER}",
             *(f"--runtime-handler={name}={path}" for name, path in EXTERNAL.items()),
         ]
 
@@ -199,7 +222,7 @@ def running(folder: Path, *, registry: int) -> Iterator[CriNode]:
         yield node
     finally:
         node.kill()
-        Cgroups().remove(node.cgroup_parent)
+        load_cgroups(DRIVER).remove(node.cgroup_parent)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,17 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from crinode import BUSYBOX, CriNode
+from crinode import BUSYBOX, DRIVER, CriNode
 
-from host.cgroups import Cgroups
+from host.cgroups.driver import load as load_cgroups
 from proto.cri import runtime_pb2 as pb
 
-CGROUPS = Cgroups()
-
-
-def cgroup_of(config: pb.PodSandboxConfig, container: str) -> str:
-    """A container's cgroup with the cgroupfs driver."""
-    return f"{config.linux.cgroup_parent}/{container}"
+CGROUPS = load_cgroups(DRIVER)
 
 
 def content(path: str, name: str) -> str:
@@ -76,7 +71,7 @@ class TestLimits:
     async def test_they_are_in_the_kernel_s_files(self, node: CriNode) -> None:
         linux = limited(cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20)
         _, container, config = await node.launch("sleep", "1000", linux=linux)
-        path = cgroup_of(config, container)
+        path = node.cgroup_of(config, container)
         if CGROUPS.mode == "v2":
             assert content(path, "cpu.weight") == "59"
             assert content(path, "cpu.max") == "50000 100000"
@@ -89,7 +84,7 @@ class TestLimits:
     async def test_an_update_changes_what_it_names_and_no_more(self, node: CriNode) -> None:
         linux = limited(cpu_quota=50_000, memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=64 << 20)
         _, container, config = await node.launch("sleep", "1000", linux=linux)
-        path = cgroup_of(config, container)
+        path = node.cgroup_of(config, container)
         both = {"memory_limit_in_bytes": 96 << 20, "memory_swap_limit_in_bytes": 128 << 20}
         await update(node, container, cpu_period=50_000, **both)
         if CGROUPS.mode == "v2":
@@ -133,7 +128,8 @@ class TestLimits:
         with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
             await node.create(sandbox, config, "true", linux=limited(**fields))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert not CGROUPS.exists(config.linux.cgroup_parent) or not _children(config.linux.cgroup_parent)
+        parent = CGROUPS.parent_path(config.linux.cgroup_parent)
+        assert not CGROUPS.exists(parent) or not _children(parent)
         _, container, _ = await node.launch("sleep", "1000")
         with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
             await update(node, container, **fields)
@@ -157,7 +153,7 @@ class TestUnified:
     async def test_v2_writes_it(self, node: CriNode) -> None:
         asked = {"memory.high": "33554432", "memory.oom.group": "1", "io.weight": "default 50"}
         _, container, config = await node.launch("sleep", "1000", linux=limited(unified=asked))
-        path = cgroup_of(config, container)
+        path = node.cgroup_of(config, container)
         assert {name: content(path, name) for name in asked} == asked
         await update(node, container, unified={"memory.high": "max"})
         assert content(path, "memory.high") == "max"
@@ -181,10 +177,10 @@ class TestOutOfMemory:
 class TestMembership:
     async def test_every_process_of_a_pod_is_below_its_cgroup(self, node: CriNode) -> None:
         _, container, config = await node.launch("sh", "-c", "sleep 1000 & exec sleep 1000")
-        before = set(CGROUPS.pids(config.linux.cgroup_parent))
+        before = set(CGROUPS.pids(CGROUPS.parent_path(config.linux.cgroup_parent)))
         answer = await node.exec(container, "sh", "-c", "sleep 1000 >/dev/null 2>&1 & cat /proc/self/cgroup")
         assert answer.exit_code == 0
-        after = set(CGROUPS.pids(config.linux.cgroup_parent))
+        after = set(CGROUPS.pids(CGROUPS.parent_path(config.linux.cgroup_parent)))
         assert len(before) == 2
         assert len(after - before) == 1, "what an exec leaves behind is the pod's too"
         for pid in after:
@@ -194,11 +190,11 @@ class TestMembership:
             for name in ("", *used) if CGROUPS.mode != "v1" else used:
                 key = f"name={name}" if f"name={name}" in places else name
                 key = "" if CGROUPS.mode == "v2" else key
-                assert f"{places[key]}/".startswith(f"{cgroup_of(config, container)}/")
+                assert f"{places[key]}/".startswith(f"{node.cgroup_of(config, container)}/")
 
     async def test_nested_cgroups_go_with_the_container(self, node: CriNode) -> None:
         _, container, config = await node.launch("sleep", "1000")
-        path = cgroup_of(config, container)
+        path = node.cgroup_of(config, container)
         if CGROUPS.mode == "v2":  # no controllers are handed down where processes are
             (CGROUPS.root / path.strip("/") / "inner/deep").mkdir(parents=True)
         else:
@@ -218,7 +214,7 @@ class TestFigures:
         request = pb.ContainerStatsRequest(container_id=container)
         first = (await node.runtime.ContainerStats(request)).stats
         assert not first.cpu.HasField("usage_nano_cores"), "one look gives no rate"
-        await node.exec(container, "sh", "-c", f"{self.BURN}; sleep 1")
+        await node.exec(container, "sh", "-c", f"{self.BURN}; sleep 1", timeout=60)
         second = (await node.runtime.ContainerStats(request)).stats
         used = second.cpu.usage_core_nano_seconds.value - first.cpu.usage_core_nano_seconds.value
         assert used > 10_000_000
@@ -233,7 +229,7 @@ class TestFigures:
     async def test_pressure_where_the_kernel_counts_it(self, node: CriNode) -> None:
         _, container, config = await node.launch("sleep", "1000")
         stats = (await node.runtime.ContainerStats(pb.ContainerStatsRequest(container_id=container))).stats
-        counted = bool(content(cgroup_of(config, container), "cpu.pressure"))
+        counted = bool(content(node.cgroup_of(config, container), "cpu.pressure"))
         assert [stats.cpu.HasField("psi"), stats.memory.HasField("psi"), stats.io.HasField("psi")] == [
             counted
         ] * 3
@@ -245,7 +241,7 @@ class TestFigures:
         memory = stats.memory
         assert memory.available_bytes.value + memory.working_set_bytes.value == 64 << 20
         name = "memory.swap.max" if CGROUPS.mode == "v2" else "memory.memsw.limit_in_bytes"
-        counted = bool(content(cgroup_of(config, container), name))
+        counted = bool(content(node.cgroup_of(config, container), name))
         assert stats.swap.swap_available_bytes.value == (32 << 20 if counted else 0)
 
     async def test_lists_are_filtered(self, node: CriNode) -> None:

@@ -104,12 +104,20 @@ class FakeSources:
 
 
 class FakeCgroups:
-    """Cgroups as a dictionary."""
+    """Cgroups as a dictionary; paths are those of the driver cgroupfs."""
+
+    driver: str = "cgroupfs"
 
     def __init__(self) -> None:
         self.paths: dict[str, Resources | None] = {}
         self.updates: list[tuple[str, dict[str, Any]]] = []
         self.usage = 1 << 20
+
+    def nested_path(self, root: str, *names: str) -> str:
+        return "/".join((root.rstrip("/"), *names))
+
+    def parent_name(self, path: str) -> str:
+        return path
 
     def create(self, path: str, resources: Resources | None = None) -> None:
         self.paths[path] = resources

@@ -123,6 +123,8 @@ def touched(path: Path) -> frozenset[str]:
         ({"socket.AF_NETLINK"}, {"host/netlink.py", "host/linkremoval.py"}),
         ({"socket.SOCK_RAW"}, {"host/netlink.py", "host/linkremoval.py", "agent/overlay/mtu.py"}),
         ({"socket.AF_PACKET"}, set()),
+        ({"jeepney", "jeepney.io.threading"}, {"host/systemd.py", "host/logind.py"}),
+        ({"host.systemd", "host.cgroups.systemd"}, {"host/cgroups/driver.py"}),  # supervisors load neither
         ({"pickle", "marshal", "shelve"}, set()),
         ({"tarfile"}, {"cri/images/archive.py"}),
         ({".extract", ".extractall", "zipfile", "shutil.unpack_archive"}, set()),

@@ -32,6 +32,7 @@ from cri.server.sandbox_stats import network_usage
 from cri.server.signals import signal_number, stop_signal
 from cri.state.records import ContainerRecord
 from cri.state.store import Container
+from host.cgroups import Cgroups
 from host.errors import InputError
 from proto.cri import runtime_pb2 as pb
 
@@ -224,11 +225,9 @@ def sandbox(**fields) -> pb.PodSandboxConfig:
 
 
 @pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
-def test_a_slice_is_not_taken_for_a_path(parent):
-    made = sandbox()
-    made.linux.cgroup_parent = parent
+def test_a_slice_is_not_taken_for_a_path(parent, tmp_path):
     with pytest.raises(InputError, match="cgroupDriver to cgroupfs"):
-        sandbox_spec(made, sandbox_id="s", netns_dir=Path("/n"), node_name="node")
+        Cgroups(tmp_path).check_parent(parent)
 
 
 def test_a_sandbox_on_the_nodes_network():

@@ -109,7 +109,7 @@ def test_pod_limits_need_every_container() -> None:
 async def test_pod_cgroups(pod: Pod, path: str) -> None:
     kernel = FakeCgroups()
     cgroups = PodCgroups(cgroups=kernel, root="/lab", pids_limit=100)
-    assert cgroups.create(pod) == path
+    assert await cgroups.create(pod) == path
     assert kernel.paths[path].pids_limit == 100  # type: ignore[union-attr]
     assert {"/lab/kubepods", "/lab/kubepods/burstable", "/lab/kubepods/besteffort"} <= kernel.paths.keys()
     await cgroups.remove(pod)
@@ -121,7 +121,7 @@ async def test_the_burstable_level_weighs_as_its_pods() -> None:
     cgroups = PodCgroups(cgroups=kernel, root="/lab")
     one, two = sized(requests("1")), sized(requests("2"), uid="u2")
     for pod in (one, two):
-        cgroups.create(pod)
+        await cgroups.create(pod)
     assert kernel.paths["/lab/kubepods/burstable"].cpu_shares == 3072  # type: ignore[union-attr]
     await cgroups.remove(two)
     assert kernel.paths["/lab/kubepods/burstable"].cpu_shares == 1024  # type: ignore[union-attr]
@@ -130,7 +130,7 @@ async def test_the_burstable_level_weighs_as_its_pods() -> None:
 async def test_an_unknown_pods_cgroup_is_found_whatever_its_class() -> None:
     kernel = FakeCgroups()
     cgroups = PodCgroups(cgroups=kernel, root="/lab")
-    cgroups.create(sized(requests("1")))
+    await cgroups.create(sized(requests("1")))
     await cgroups.remove(make_pod(spec={"containers": []}))
     assert not any(path.endswith("podu1") for path in kernel.paths)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_systemd import FakeSystemd
 from podkit import FakeCgroups, make_pod
 
 from agent.node.facts import Machine
+from agent.resources.cgroup_driver import PAUSE_S, agree
 from agent.resources.eviction.measure import RuntimePlaces, SignalReader
 from agent.resources.eviction.signals import Disks, Observation
 from agent.resources.node_allocatable import pods_limits, reserved_limits
 from agent.resources.pod_cgroups import PodCgroups, pod_resources
 from agent.resources.swap import SwapLimit, SwapPolicy, swap_limit
 from host.cgroups import Cgroups, CgroupStats, Resources
+from host.cgroups.systemd import SystemdCgroups
+from host.clocks import FakeClock
 from host.diskusage import disk_usage
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -199,3 +204,44 @@ def test_disk_usage_of_what_is_missing_or_too_deep(tmp_path: Path) -> None:
         folder = folder / "d"
     folder.mkdir(parents=True)
     assert disk_usage(tmp_path)[1] == 129
+
+
+class Answers:
+    """A runtime that says one thing after another."""
+
+    def __init__(self, *said: str | Exception) -> None:
+        self.left = list(said)
+
+    async def __call__(self) -> str:
+        word = self.left.pop(0)
+        if isinstance(word, Exception):
+            raise word
+        return word
+
+
+@pytest.mark.parametrize(
+    ("said", "configured", "driver"),
+    [("systemd", "cgroupfs", "systemd"), ("cgroupfs", "systemd", "cgroupfs"), ("", "systemd", "systemd")],
+)
+async def test_the_runtimes_cgroup_driver_counts(said: str, configured: str, driver: str) -> None:
+    found = await agree(Answers(said), configured=configured, failures=(OSError,), clock=FakeClock())
+    assert found == driver
+
+
+async def test_a_runtime_that_does_not_answer_yet_is_asked_again() -> None:
+    clock, answers = FakeClock(), Answers(OSError("no socket"), OSError("no socket"), "systemd")
+    asking = asyncio.create_task(agree(answers, configured="cgroupfs", failures=(OSError,), clock=clock))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        await clock.advance(PAUSE_S)
+    assert await asking == "systemd"
+
+
+async def test_with_systemd_pods_are_in_slices(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").touch()
+    cgroups = PodCgroups(cgroups=SystemdCgroups(tmp_path, FakeSystemd(tmp_path)), root="/lab-1")
+    pod = make_pod(metadata={"uid": "12-34"}, spec={"containers": [{"name": "a", "image": "i"}]})
+    unit = "lab_1-kubepods-besteffort-pod12_34.slice"
+    top = "/lab_1.slice/lab_1-kubepods.slice/lab_1-kubepods-besteffort.slice"
+    assert cgroups.path(pod) == f"{top}/{unit}"
+    assert cgroups.parent(pod) == unit

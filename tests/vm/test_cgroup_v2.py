@@ -6,6 +6,8 @@ import pytest
 
 from tests.vm import vmkit
 
+pytestmark = pytest.mark.timeout(2400)
+
 
 @pytest.mark.parametrize(
     "paths",

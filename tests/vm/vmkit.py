@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,9 +168,13 @@ def run(command: str, *, timeout: float = 1800.0, memory_mb: int = 1536) -> Outc
         return Outcome(int(lines[-1].removeprefix(_STATUS)), "\n".join(lines[:-1]))
 
 
-def pytest_inside(paths: Sequence[str], *arguments: str) -> Outcome:
-    """Run tests of this checkout in the second kernel, each file's fixtures and all."""
-    words = " ".join(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", *arguments, *paths]
-    )
-    return run(words)
+def pytest_inside(paths: Sequence[str], *arguments: str, **variables: str) -> Outcome:
+    """Run tests of this checkout in the second kernel, each file's fixtures and all.
+
+    Args:
+        arguments: further ones for pytest.
+        variables: of the environment.
+    """
+    options = ["-q", "-p", "no:cacheprovider", "--color=no", "--timeout=900", *arguments]
+    words = [*(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "pytest"]
+    return run(shlex.join(["env", *words, *options, *paths]))
