@@ -26,6 +26,7 @@ import pytest
 from crinode import CriNode
 from grpc.aio import AioRpcError
 
+from host.cgroups import Cgroups
 from proto.cri import runtime_pb2 as pb
 
 CANARY = "canary-5f1e0b"
@@ -125,6 +126,7 @@ class TestTwoDaemons:
         await other.clean()
         await other.disconnect()
         other.kill()
+        Cgroups().remove(other.cgroup_parent)
 
     async def test_one_knows_nothing_of_the_other(self, node: CriNode, second: CriNode) -> None:
         _, first_container = await node.launch_with(on_the_node(node), "sleep", "1000")
