@@ -39,7 +39,7 @@ def reference_plugins(folder: Path) -> Path:
     (folder / "bin").mkdir(exist_ok=True)
     for name in versions.REFERENCE_CNI.programs:
         shutil.copy(Layout().binary(versions.REFERENCE_CNI, name), folder / "bin" / name)
-    conflist = json.dumps(stocknode.network(RANGE)).replace('"stock"', '"other"').replace("cni0", "other0")
+    conflist = json.dumps(stocknode.network(RANGE, flannel=False)).replace('"stock"', '"other"').replace("cni0", "other0")
     path = folder / "net.d/05-other.conflist"
     path.write_text(conflist.replace("/var/lib/cni/networks", str(folder / "other")))
     return path
