@@ -19,7 +19,8 @@ from deploy.labkit import stocknode, versions
 from deploy.labkit.layout import Layout
 from proto.cri import runtime_pb2 as pb
 
-RANGE = "10.97.0.0/24"
+RANGE = "10.95.0.0/24"
+"""Of no runtime's own network, which is in the same namespace."""
 
 
 def nodelet_plugin(folder: Path) -> Path:
@@ -39,7 +40,11 @@ def reference_plugins(folder: Path) -> Path:
     (folder / "bin").mkdir(exist_ok=True)
     for name in versions.REFERENCE_CNI.programs:
         shutil.copy(Layout().binary(versions.REFERENCE_CNI, name), folder / "bin" / name)
-    conflist = json.dumps(stocknode.network(RANGE, flannel=False)).replace('"stock"', '"other"').replace("cni0", "other0")
+    conflist = (
+        json.dumps(stocknode.network(RANGE, flannel=False))
+        .replace('"stock"', '"other"')
+        .replace("cni0", "other0")
+    )
     path = folder / "net.d/05-other.conflist"
     path.write_text(conflist.replace("/var/lib/cni/networks", str(folder / "other")))
     return path
@@ -69,7 +74,7 @@ async def other(node: CriClient) -> AsyncIterator[CriClient]:
 def leases(node: CriClient) -> list[str]:
     """Addresses that are on disk, by either plugin."""
     found = (node.logs.parent / "other").rglob("*")
-    return sorted(path.name.split(",")[0] for path in found if path.name.startswith("10.97."))
+    return sorted(path.name.split(",")[0] for path in found if path.name.startswith("10.95."))
 
 
 async def test_pods_have_addresses_and_host_ports(other: CriClient):
@@ -79,7 +84,7 @@ async def test_pods_have_addresses_and_host_ports(other: CriClient):
     first, _ = await other.launch_with(config, "sh", "-c", HELLO)
     there = await address(other, first)
     second, container, _ = await other.launch("sleep", "1000")
-    assert there.startswith("10.97.0.")
+    assert there.startswith("10.95.0.")
     assert await greeting(there, 8080) == b"hello\n"
     assert await greeting("127.0.0.1", port) == b"hello\n"
     assert await other.inside(container, f"nc {there} 8080 </dev/null") == "hello"
