@@ -14,7 +14,7 @@ from agent.api.meta import (
     Struct,
     Time,
 )
-from agent.api.pod import IntOrString
+from agent.api.podspec import IntOrString
 
 
 class Taint(Struct, frozen=True, kw_only=True):

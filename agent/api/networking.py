@@ -8,7 +8,7 @@ Source: k8s.io/api/networking/v1/types.go (API reference v1.37).
 from __future__ import annotations
 
 from agent.api.meta import LabelSelector, Object, Struct
-from agent.api.pod import IntOrString
+from agent.api.podspec import IntOrString
 
 
 class IPBlock(Struct, frozen=True, kw_only=True):

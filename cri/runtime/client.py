@@ -19,14 +19,13 @@ from cri.runtime import identity, messages
 from cri.runtime.errors import StartFailed
 from cri.runtime.launch import Spawner, launch_spawner
 from cri.runtime.link import Link, connect
-from cri.runtime.placement import Placement, exec_process, plan, prepare_in_place
-from cri.runtime.process import Attachment, ExecProcess, collect
+from cri.runtime.placement import Placement, plan, prepare_in_place
+from cri.runtime.process import Attachment, ExecProcess
+from cri.runtime.sessions import Sessions
 from cri.runtime.spec import (
     ContainerFacts,
     ContainerSpec,
     Event,
-    ExecResult,
-    ExecSpec,
     SandboxFacts,
     SandboxSpec,
 )
@@ -43,7 +42,7 @@ _PATIENCE_S = 2.0
 """How long a supervisor may take to do what takes milliseconds, before it is done without it."""
 
 
-class Runtime:
+class Runtime(Sessions):
     """All sandboxes and containers below one state folder.
 
     Errors of every method: NotFound (no such sandbox or container), InputError (a field of the spec is wrong,
@@ -52,10 +51,9 @@ class Runtime:
 
     def __init__(self, state_dir: Path, *, spawner: Spawner, cgroups: Cgroups) -> None:
         """`state_dir`: normally /run/nodelet/cri; `<state_dir>/sandboxes/<id>` are its pods, 0700."""
-        self._state = StateFolder(state_dir, cgroups)
+        super().__init__(Supervisors(), StateFolder(state_dir, cgroups))
         self._spawner = spawner
         self._cgroups = cgroups
-        self._pods = Supervisors()
         self._held = identity.held_capabilities()
 
     async def close(self) -> None:
@@ -352,76 +350,6 @@ class Runtime:
             why="its supervisor does not answer",
         )
         self._pods.end(sandbox_id, facts)
-
-    async def exec(self, sandbox_id: str, container_id: str, spec: ExecSpec) -> ExecProcess:
-        """Start a further process in a running container.
-
-        Raises:
-            StartFailed: the program could not be executed.
-        """
-        link = self._pods.link(sandbox_id)
-        number, exited = self._pods.expect_exec(sandbox_id)
-        fields = messages.exec_request(spec, number)
-        fields["process"] = exec_process(spec, self._state, sandbox_id, container_id)
-        try:
-            value, fds = await link.request_with_fds("exec", container=container_id, **fields)
-        except asyncio.CancelledError:
-            with suppress(HostError):
-                await link.request("exec-signal", exec=number, signal=9)
-            raise
-        except BaseException:
-            self._pods.drop_exec(sandbox_id, number)
-            raise
-
-        async def send_signal(signal: int) -> None:
-            with suppress(NotFound):
-                await link.request("exec-signal", exec=number, signal=messages.signal_number(signal))
-
-        streams = dict(zip(value["streams"], fds, strict=True))
-        return ExecProcess(value["pid"], streams, exited=exited, send_signal=send_signal)
-
-    async def exec_sync(
-        self,
-        sandbox_id: str,
-        container_id: str,
-        argv: tuple[str, ...],
-        *,
-        timeout: float | None,
-        limit: int = 16 << 20,
-    ) -> ExecResult:
-        """Run to its end and collect the output, at most `limit` bytes a stream.
-
-        Raises:
-            TimedOut: after `timeout` seconds; the process and what it has started are killed.
-            StartFailed: the program could not be executed.
-        """
-        process = await self.exec(sandbox_id, container_id, ExecSpec(argv=argv))
-        try:
-            return await collect(process, limit=limit, timeout=timeout)
-        except TimeoutError as exc:
-            raise TimedOut(errno.ETIMEDOUT, f"exec {argv[0]!r}", f"no end after {timeout} s") from exc
-        finally:
-            process.close()
-            await process.kill()
-
-    async def attach(
-        self, sandbox_id: str, container_id: str, *, stdin: bool, stdout: bool, stderr: bool
-    ) -> Attachment:
-        """Copies of the container's output from now on, and its standard input if the spec has `stdin`.
-
-        A reader that does not keep up loses output (never the log, never the container).
-        """
-        fields = {"container": container_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
-        value, fds = await self._pods.link(sandbox_id).request_with_fds("attach", **fields)
-        streams = dict(zip(value["streams"], fds, strict=True))
-        return Attachment(
-            stdin=streams.get("stdin"), stdout=streams.get("stdout"), stderr=streams.get("stderr")
-        )
-
-    async def resize(self, sandbox_id: str, container_id: str, *, width: int, height: int) -> None:
-        """Set the size of a tty container's terminal."""
-        fields = {"container": container_id, "width": width, "height": height}
-        await self._pods.link(sandbox_id).request("resize", **fields)
 
     async def reopen_log(self, sandbox_id: str, container_id: str) -> None:
         """Close the log file and open the path again (after rotation)."""
