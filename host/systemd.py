@@ -1,8 +1,9 @@
 """systemd as the manager of transient units, over the system bus (org.freedesktop.systemd1(5)).
 
-The only place that speaks D-Bus, through jeepney, which is pure Python and reads its socket in one thread.
-Calls block, from any thread: a container's start waits here for its own job and for nobody else's. A bus that
-has been restarted is connected to again at the next call.
+D-Bus is spoken through jeepney, which is pure Python and reads its socket in one thread. Calls block, from
+any thread: a container's start waits here for its own job and for nobody else's. A bus that has been
+restarted is connected to again at the next call. `host.logind` has a connection of its own, whose signals an
+event loop waits for.
 
 Not for supervisors: what they need of a unit is its cgroup.
 """
