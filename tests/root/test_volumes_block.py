@@ -81,6 +81,14 @@ def pod(uid: str) -> Pod:
     return Pod(metadata=ObjectMeta(name=uid, namespace="ns", uid=uid), spec=PodSpec(volumes=(claim,)))
 
 
+def disk(root: Path) -> Path:
+    """A sparse file of `_SIZE` bytes."""
+    file = root / "disk"
+    with file.open("wb") as opened:
+        opened.truncate(_SIZE)
+    return file
+
+
 def size_of(node: str) -> int:
     fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -91,9 +99,7 @@ def size_of(node: str) -> int:
 
 @needs_loop
 async def test_a_file_is_one_loop_device_until_its_last_pod_goes(root: Path) -> None:
-    file = root / "disk"
-    with file.open("wb") as opened:
-        opened.truncate(_SIZE)
+    file = disk(root)
     foreign = loop.attach(file, tag=b"somebody else's")
     try:
         api = Api(file)
@@ -121,9 +127,7 @@ async def test_a_file_is_one_loop_device_until_its_last_pod_goes(root: Path) -> 
 
 @needs_loop
 async def test_a_block_device_is_used_by_its_own_node_and_never_freed(root: Path) -> None:
-    file = root / "disk"
-    with file.open("wb") as opened:
-        opened.truncate(_SIZE)
+    file = disk(root)
     node = loop.attach(file, tag=b"the admin's")
     try:
         path = root / "by-name"
