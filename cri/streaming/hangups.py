@@ -8,6 +8,7 @@ which asyncio does not ask for.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLONESHOT
@@ -29,15 +30,23 @@ class HangUps:
                 future.set_result(None)
 
     async def wait(self, fd: int) -> None:
-        """Return when the peer of an open socket sends nothing more, or is gone. One caller a socket."""
+        """Return when the peer of an open socket sends nothing more, or is gone.
+
+        What is watched is a descriptor of our own: the socket may be closed, and its number be another
+        connection's, before its waiter is cancelled.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[fd] = future
-        self._epoll.register(fd, _GONE)
+        own = os.dup(fd)
         try:
-            await future
+            self._epoll.register(own, _GONE)
+            self._waiting[own] = future
+            try:
+                await future
+            finally:
+                del self._waiting[own]
+                self._epoll.unregister(own)
         finally:
-            del self._waiting[fd]
-            self._epoll.unregister(fd)
+            os.close(own)
 
     def close(self) -> None:
         """Stop watching; no error when closed."""
