@@ -13,7 +13,6 @@ from typing import Any
 
 from jeepney import (
     DBusAddress,
-    DBusErrorResponse,
     HeaderFields,
     MatchRule,
     Message,
@@ -24,13 +23,10 @@ from jeepney import (
 )
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
+from host.dbus import BUS, SYSTEMD, body, connected
 from host.errors import from_errno, from_oserror
 
-BUS = "unix:path=/run/dbus/system_bus_socket"
 _LOGIN = DBusAddress("/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager")
-_SYSTEMD = DBusAddress(
-    "/org/freedesktop/systemd1", "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
-)
 _SHUTDOWN = "PrepareForShutdown"
 _ANSWER_LIMIT_S = 10.0
 
@@ -41,12 +37,9 @@ class Logind:
     def __init__(self, bus: str = BUS) -> None:
         """Connect, and ask to be told of shutdowns. `bus`: the D-Bus address of the system bus."""
         what = f"connect to logind at {bus}"
-        try:
-            self._connection: DBusConnection = open_dbus_connection(bus=bus, enable_fds=True)
-        except OSError as exc:
-            raise from_oserror(exc, what) from exc
-        except DBusErrorResponse as exc:
-            raise from_errno(errno.EIO, what, exc.name) from exc
+        self._connection: DBusConnection = connected(
+            lambda: open_dbus_connection(bus=bus, enable_fds=True), what
+        )
         self._early: list[Message] = []
         rule = MatchRule(type="signal", interface=_LOGIN.interface, member=_SHUTDOWN, path=_LOGIN.object_path)
         try:
@@ -78,8 +71,8 @@ class Logind:
 
     def reload(self) -> None:
         """Make logind read its configuration files again."""
-        body = ("systemd-logind.service", "all", int(signal.SIGHUP))
-        self._call(new_method_call(_SYSTEMD, "KillUnit", "ssi", body), "reload logind")
+        wanted = ("systemd-logind.service", "all", int(signal.SIGHUP))
+        self._call(new_method_call(SYSTEMD, "KillUnit", "ssi", wanted), "reload logind")
 
     def shutdowns(self) -> list[bool]:
         """What was announced since the last call: True a shutdown, False that one was called off."""
@@ -107,11 +100,7 @@ class Logind:
             raise from_errno(errno.ETIMEDOUT, what, "no answer on the system bus") from exc
         except OSError as exc:
             raise from_oserror(exc, what) from exc
-        if answer.header.message_type is MessageType.error:
-            name = answer.header.fields.get(HeaderFields.error_name, "")
-            text = str(answer.body[0]) if answer.body else name
-            raise from_errno(errno.EIO, what, text)
-        return tuple(answer.body)
+        return body(answer, what)
 
 
 def _announces(message: Message) -> bool:

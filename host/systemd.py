@@ -15,44 +15,20 @@ import re
 import threading
 from typing import Any
 
-from jeepney import (
-    DBusAddress,
-    DBusErrorResponse,
-    HeaderFields,
-    MatchRule,
-    Message,
-    MessageType,
-    Properties,
-    message_bus,
-    new_method_call,
-)
+from jeepney import DBusAddress, MatchRule, Message, Properties, message_bus, new_method_call
 from jeepney.io.common import RouterClosed
 from jeepney.io.threading import DBusRouter, open_dbus_connection
 
-from host.errors import HostError, NotFound, from_errno, from_oserror
+from host.dbus import BUS, SYSTEMD, body, connected
+from host.errors import HostError, NotFound, from_errno
 
 Property = tuple[str, tuple[str, Any]]
-BUS = "unix:path=/run/dbus/system_bus_socket"
-_NAME = "org.freedesktop.systemd1"
-_MANAGER = DBusAddress("/org/freedesktop/systemd1", _NAME, f"{_NAME}.Manager")
-_PEER = DBusAddress(_MANAGER.object_path, _NAME, "org.freedesktop.DBus.Peer")
+_PEER = DBusAddress(SYSTEMD.object_path, SYSTEMD.bus_name, "org.freedesktop.DBus.Peer")
 _ANSWER_LIMIT_S = 25.0
 JOB_LIMIT_S = 30.0
 """How long a unit may take to start or stop: nothing of ours takes a second, a machine under load may."""
 _REMEMBERED = 4096
 """Ends of jobs that nobody has asked for yet."""
-_ERRNO = {
-    f"{_NAME}.UnitExists": errno.EEXIST,
-    f"{_NAME}.NoSuchUnit": errno.ENOENT,
-    f"{_NAME}.UnitMasked": errno.EPERM,
-    "org.freedesktop.DBus.Error.UnknownObject": errno.ENOENT,
-    "org.freedesktop.DBus.Error.AccessDenied": errno.EACCES,
-    "org.freedesktop.DBus.Error.InvalidArgs": errno.EINVAL,
-    "org.freedesktop.DBus.Error.PropertyReadOnly": errno.EINVAL,
-    "org.freedesktop.DBus.Error.UnknownProperty": errno.EOPNOTSUPP,
-    "org.freedesktop.DBus.Error.NoReply": errno.ETIMEDOUT,
-    "org.freedesktop.DBus.Error.Timeout": errno.ETIMEDOUT,
-}
 
 
 class Systemd:
@@ -76,7 +52,7 @@ class Systemd:
         Raises:
             HostError: nobody answers on the bus.
         """
-        message = Properties(_MANAGER).get("Version")
+        message = Properties(SYSTEMD).get("Version")
         ((_, text),) = self._send(message, "ask systemd for its version")
         found = re.match(r"v?(\d+)", text)
         return int(found.group(1)) if found else 0
@@ -88,9 +64,9 @@ class Systemd:
             Exists: there is a unit of this name.
             TimedOut, HostError: it was not started; nothing of it is left.
         """
-        body: tuple[Any, ...] = (unit, "fail", properties, [])
+        wanted: tuple[Any, ...] = (unit, "fail", properties, [])
         try:
-            self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", body, f"start {unit}")
+            self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", wanted, f"start {unit}")
         except HostError as exc:
             if exc.errno != errno.EEXIST:
                 self._take_back(unit, exc)
@@ -112,7 +88,7 @@ class Systemd:
             NotFound: no such unit.
             HostError: a property was refused; none has changed.
         """
-        message = new_method_call(_MANAGER, "SetUnitProperties", "sba(sv)", (unit, True, properties))
+        message = new_method_call(SYSTEMD, "SetUnitProperties", "sba(sv)", (unit, True, properties))
         self._send(message, f"set properties of {unit}")
         self._send(new_method_call(_PEER, "Ping"), f"wait for properties of {unit}")
 
@@ -120,13 +96,13 @@ class Systemd:
         """StopUnit, wait for its job, and forget that it may have failed. A missing unit is fine."""
         try:
             self._job("StopUnit", "ss", (unit, "replace"), f"stop {unit}")
-            self._send(new_method_call(_MANAGER, "ResetFailedUnit", "s", (unit,)), f"forget {unit}")
+            self._send(new_method_call(SYSTEMD, "ResetFailedUnit", "s", (unit,)), f"forget {unit}")
         except NotFound:
             return
 
-    def _job(self, method: str, signature: str, body: tuple[Any, ...], what: str) -> None:
+    def _job(self, method: str, signature: str, wanted: tuple[Any, ...], what: str) -> None:
         """Its end is told by a signal, which may come before the answer that names it."""
-        (job,) = self._send(new_method_call(_MANAGER, method, signature, body), what)
+        (job,) = self._send(new_method_call(SYSTEMD, method, signature, wanted), what)
         result = self._jobs.wait(job, JOB_LIMIT_S)
         if result is None:
             raise from_errno(errno.ETIMEDOUT, what, f"its job is not done after {JOB_LIMIT_S:.0f} s")
@@ -141,11 +117,7 @@ class Systemd:
             raise from_errno(errno.ETIMEDOUT, what, "no answer on the system bus") from exc
         except (RouterClosed, ConnectionError) as exc:
             raise from_errno(errno.ECONNRESET, what, "the connection to the system bus was lost") from exc
-        if answer.header.message_type is MessageType.error:
-            name = answer.header.fields.get(HeaderFields.error_name, "")
-            words = str(answer.body[0]) if answer.body else name
-            raise from_errno(_ERRNO.get(name, errno.EIO), what, f"systemd: {words}")
-        return tuple(answer.body)
+        return body(answer, what)
 
     def _ask(self, message: Message) -> Message:
         router, is_new = self._connected()
@@ -178,22 +150,16 @@ class Systemd:
     def _connect(self) -> DBusRouter:
         """A connection with our wish for signals known to the bus and to systemd."""
         what = f"connect to systemd at {self._bus}"
-        try:
-            connection = open_dbus_connection(bus=self._bus)
-        except OSError as exc:
-            raise from_oserror(exc, what) from exc
-        except DBusErrorResponse as exc:
-            raise from_errno(errno.EIO, what, exc.name) from exc
+        connection = connected(lambda: open_dbus_connection(bus=self._bus), what)
         router = DBusRouter(connection)
         # One filter for all: the library's are not to be changed while its thread reads.
         router.filter(MatchRule(type="signal", member="JobRemoved"), queue=self._jobs)
-        rule = MatchRule(type="signal", sender=_NAME, member="JobRemoved", path=_MANAGER.object_path)
+        rule = MatchRule(
+            type="signal", sender=SYSTEMD.bus_name, member="JobRemoved", path=SYSTEMD.object_path
+        )
         try:
-            for message in (message_bus.AddMatch(rule), new_method_call(_MANAGER, "Subscribe")):
-                answer = router.send_and_get_reply(message, timeout=_ANSWER_LIMIT_S)
-                if answer.header.message_type is MessageType.error:
-                    name = answer.header.fields.get(HeaderFields.error_name, "")
-                    raise from_errno(_ERRNO.get(name, errno.EIO), what, str(answer.body))
+            for message in (message_bus.AddMatch(rule), new_method_call(SYSTEMD, "Subscribe")):
+                body(router.send_and_get_reply(message, timeout=_ANSWER_LIMIT_S), what)
         except BaseException:
             router.close()
             connection.close()

@@ -14,12 +14,12 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from cri.images import attributes, tarstream
 from cri.images.deferred import Deferred, Parts
 from cri.images.errors import CorruptContent
+from cri.images.lower import LowerLayers
 from cri.images.rootdir import RootDir, clean
 from cri.images.tarstream import Entry, TarStream
 
@@ -43,10 +43,6 @@ class Applied:
     """The layer hides everything below it; overlayfs does not look at its root for that mark."""
 
 
-class ParentsNeeded(Exception):
-    """The layer cannot be applied without looking at the layers below."""
-
-
 class Applier:
     """Applies one layer below `root`.
 
@@ -68,7 +64,7 @@ class Applier:
         self._root = root
         self._trash = trash
         self._trashed = 0
-        self._parents = parents
+        self._lower = LowerLayers(parents)
         self._privileged = privileged
         self._result = Applied()
         self._dir_parts: Parts | None = None
@@ -212,8 +208,8 @@ class Applier:
 
     def _copy_up(self, source: Parts, parts: Parts) -> None:
         """Make `parts` a copy of a lower layer's file: a link cannot reach across directories of layers."""
-        with self._lower_file(source) as lower:
-            info = os.fstat(lower.fileno())
+        with self._lower.file(source) as lower:
+            info = os.fstat(lower)
             parent = self._parent(parts[:-1])
             try:
                 fd = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
@@ -221,35 +217,19 @@ class Applier:
                 self._displace(parent, parts[-1])
                 fd = os.open(parts[-1], _CREATE, 0o600, dir_fd=parent)
             try:
-                while os.sendfile(fd, lower.fileno(), None, 1 << 24):
+                while os.sendfile(fd, lower, None, 1 << 24):
                     pass
-                if self._privileged:
-                    os.fchown(fd, info.st_uid, info.st_gid)
-                os.fchmod(fd, stat.S_IMODE(info.st_mode))
-                attributes.copy_all(lower.fileno(), fd)
+                self._copy_attributes(lower, fd, info)
                 os.utime(fd, ns=(info.st_mtime_ns, info.st_mtime_ns))
             finally:
                 os.close(fd)
             self._count(info.st_size)
 
-    def _lower(self) -> Sequence[RootDir]:
-        if self._parents is None:
-            raise ParentsNeeded
-        return self._parents
-
-    def _lower_file(self, source: Parts) -> "_Opened":
-        for lower in self._lower():
-            with suppress(FileNotFoundError, NotADirectoryError):
-                directory = lower.open_dir(source[:-1])
-                try:
-                    info = os.lstat(source[-1], dir_fd=directory)
-                    if not stat.S_ISREG(info.st_mode):
-                        break
-                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    return _Opened(os.open(source[-1], flags, dir_fd=directory))
-                finally:
-                    os.close(directory)
-        raise CorruptContent("tar hard link to a file that is in no layer")
+    def _copy_attributes(self, source: int, fd: int, info: os.stat_result) -> None:
+        if self._privileged:
+            os.fchown(fd, info.st_uid, info.st_gid)
+        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+        attributes.copy_all(source, fd)
 
     def _whiteout(self, parent: int, parts: Parts) -> None:
         base = parts[-1]
@@ -320,25 +300,11 @@ class Applier:
                 os.close(fd)
 
     def _copy_dir_attributes(self, fd: int, parts: Parts) -> None:
-        for lower in self._lower():
-            try:
-                below = lower.open_dir(parts, follow_last=False)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as exc:
-                if exc.errno == errno.ELOOP:
-                    return
-                raise
-            try:
+        with self._lower.directory(parts) as below:
+            if below is not None:
                 info = os.fstat(below)
-                if self._privileged:
-                    os.fchown(fd, info.st_uid, info.st_gid)
-                os.fchmod(fd, stat.S_IMODE(info.st_mode))
-                attributes.copy_all(below, fd)
+                self._copy_attributes(below, fd, info)
                 self._dir_times[parts] = info.st_mtime_ns
-            finally:
-                os.close(below)
-            return
 
     def _displace(self, parent: int, base: bytes) -> None:
         """Remove what stands at a place; later entries win over earlier ones.
@@ -367,22 +333,6 @@ class Applier:
     def _count(self, size: int) -> None:
         self._result.inodes += 1
         self._result.size += -(-size // _PAGE) * _PAGE
-
-
-class _Opened:
-    """A descriptor that closes itself."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __enter__(self) -> "_Opened":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def fileno(self) -> int:
-        return self._fd
 
 
 def _is_whiteout(info: os.stat_result) -> bool:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 from cri.images import manifest as manifests
-from cri.images.apply import ParentsNeeded
 from cri.images.blobs import BlobStore, BlobWriter
 from cri.images.errors import CorruptContent, ImageError, ImageNotFound
 from cri.images.imageconfig import ParsedConfig, chain_ids, parse_config
 from cri.images.joint import JointTasks
 from cri.images.layers import LayerStore
+from cri.images.lower import ParentsNeeded
 from cri.images.manifest import Descriptor, FetchedManifest, Index, Manifest, Platform
 from cri.images.progress import Meter
 from cri.images.reference import Reference

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from cri.images import sandbox
-from cri.images.apply import Applier, ParentsNeeded
+from cri.images.apply import Applier
 from cri.images.decompress import Hashed, LayerSource, chunks
 from cri.images.deferred import Deferred, finish
 from cri.images.errors import CorruptContent
+from cri.images.lower import ParentsNeeded
 from cri.images.rootdir import RootDir
 from cri.images.tarstream import TarStream
 from host import landlock

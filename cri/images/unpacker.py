@@ -5,8 +5,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from cri.images.apply import Applied, ParentsNeeded
+from cri.images.apply import Applied
 from cri.images.errors import CorruptContent, ImageError, StoreFull
+from cri.images.lower import ParentsNeeded
 from cri.images.unpack import UnpackRequest
 from host import helpers, processes
 from host.errors import TimedOut

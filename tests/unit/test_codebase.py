@@ -123,7 +123,7 @@ def touched(path: Path) -> frozenset[str]:
         ({"socket.AF_NETLINK"}, {"host/netlink.py", "host/linkremoval.py"}),
         ({"socket.SOCK_RAW"}, {"host/netlink.py", "host/linkremoval.py", "agent/overlay/mtu.py"}),
         ({"socket.AF_PACKET"}, set()),
-        ({"jeepney", "jeepney.io.threading"}, {"host/systemd.py", "host/logind.py"}),
+        ({"jeepney", "jeepney.io.threading"}, {"host/dbus.py", "host/systemd.py", "host/logind.py"}),
         ({"host.systemd", "host.cgroups.systemd"}, {"host/cgroups/driver.py"}),  # supervisors load neither
         ({"pickle", "marshal", "shelve"}, set()),
         ({"tarfile"}, {"cri/images/archive.py"}),
