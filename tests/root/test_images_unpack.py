@@ -251,7 +251,7 @@ def test_the_unpack_worker_has_no_rights_of_its_own(tmp_path):
         ("block device", "os.mknod('sda', 0o60600, os.makedev(8, 0))"),
         ("character device", "os.mknod('mem', 0o20600, os.makedev(1, 1))"),
         ("overlay mark", "os.setxattr('/', 'trusted.overlay.opaque', b'y')"),
-        ("file in a lower layer", "os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=self._parents[0].fd)"),
+        ("file in a lower layer", "os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=self._lower._layers[0].fd)"),
         ("file outside by a leaked descriptor", "os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=OUTSIDE)"),
         ("reading outside by a leaked descriptor", "os.listdir(os.open('..', os.O_RDONLY, dir_fd=OUTSIDE))"),
         ("a chroot of its own", "os.chroot('/')"),
