@@ -26,7 +26,8 @@ from agent.api.sources import ApiSources
 from agent.api.structs import EndpointSlice, Node, Pod, Service
 from agent.api.watch import Informer, Selection
 from agent.config.load import Settings
-from agent.explain.documents import SOCKET
+from agent.explain import names
+from agent.explain.documents import SOCKET, Known
 from agent.explain.service import ExplainService
 from agent.node import addresses
 from agent.node.bootstrap import Rotation
@@ -44,15 +45,13 @@ from agent.probes.manager import ProbeManager
 from agent.resources.admission import NodeFacts
 from agent.server.server import KubeletServer
 from agent.services.proxy import ServiceProxy
+from agent.supervision import supervise_all
 from agent.volumes.manager import VolumeManager
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
-from host.errors import InputError
 from host.lsm import security_modules
 
 log = logging.getLogger(__name__)
-RESTART_PAUSE = 5.0
-"""Seconds before a component that failed is started again."""
 
 
 class Agent:
@@ -120,9 +119,7 @@ class Agent:
             settings, client=client, pods=self._api_pods, report=self._tell_about_node, clock=clock
         )
         self.pods = self._make_pods()
-        self._explain = ExplainService(
-            path=settings.root / SOCKET, manager=self.pods, probes=self._probes, clock=clock
-        )
+        self._explain = self._make_explain()
         self._proxy: ServiceProxy | None = None
         if client is not None:
             self._make_informers(client)
@@ -231,6 +228,15 @@ class Agent:
             on_complete=lambda: self.pods.complete("file"),
         )
 
+    def _make_explain(self) -> ExplainService:
+        return ExplainService(
+            path=self._settings.root / SOCKET,
+            manager=self.pods,
+            probes=self._probes,
+            clock=self._clock,
+            names=self._lookup,
+        )
+
     def _make_server(self) -> KubeletServer | None:
         if not self._settings.kubelet.enable_server:
             return None
@@ -288,14 +294,7 @@ class Agent:
         if self._client is None:
             self._stand_alone()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for name, run in parts.items():
-                    tasks.create_task(supervise(name, run), name=name)
-        except BaseExceptionGroup as group:
-            wrong = group.subgroup(InputError)
-            if wrong is not None:
-                raise _first(wrong) from None
-            raise
+            await supervise_all(parts)
         finally:
             await self._runtime.close()
 
@@ -366,6 +365,15 @@ class Agent:
             return ()
         return tuple(self._services.store.values()) if self._services.synced.is_set() else None
 
+    def _lookup(self, word: str) -> Sequence[Known]:
+        return names.lookup(
+            word,
+            services=self._services.store.values() if self._services is not None else (),
+            slices=self._slices.store.values() if self._slices is not None else (),
+            pods=self.policies.pods,
+            nodes=self._nodes.store if self._nodes is not None else {},
+        )
+
     def _node_facts(self) -> NodeFacts:
         node = self.node.node
         informed = self._nodes.store.get(self._settings.node_name) if self._nodes is not None else None
@@ -391,21 +399,3 @@ class Agent:
         if self._client is not None:
             patch = {"metadata": {"annotations": dict(annotations)}}
             await self._client.patch(resources.NODES, self._settings.node_name, patch, kind=PatchKind.MERGE)
-
-
-def _first(group: BaseExceptionGroup[InputError]) -> InputError:
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
-
-
-async def supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
-    """Run a component; after an unexpected error log it, pause, and run it again. InputError passes."""
-    while True:
-        try:
-            await run()
-            return
-        except InputError:
-            raise
-        except Exception:
-            log.exception("component failed, starting it again component=%s pause=%s", name, RESTART_PAUSE)
-            await asyncio.sleep(RESTART_PAUSE)

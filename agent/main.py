@@ -34,7 +34,7 @@ usage:
   nodelet run --standalone --manifests=DIR [flags]          run a folder of pods without a cluster
   nodelet why [NAMESPACE/]POD                               what happened to a pod, what is in its way
   nodelet pods                                              every pod as the node itself sees it
-  nodelet net ls | peers | trace FROM TO [--port=N]         the pod network in this node's kernel
+  nodelet net ls | peers | trace FROM TO[:PORT]             the pod network in this node's kernel
   nodelet --version
 
 Needs root and a CRI runtime at its socket: start nodelet-cri too.

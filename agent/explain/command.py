@@ -68,7 +68,17 @@ def _path(arguments: argparse.Namespace) -> str:
 
 
 def ask(path: Path, query: str) -> tuple[list[PodReport], bytes]:
-    """The agent's answer, decoded and as it came.
+    """The agent's answer about pods, decoded and as it came.
+
+    Raises:
+        InputError: nobody answers there.
+    """
+    text = fetch(path, query)
+    return msgspec.json.decode(text, type=list[PodReport]), text
+
+
+def fetch(path: Path, query: str) -> bytes:
+    """What the agent answers, as it came.
 
     Raises:
         InputError: nobody answers there.
@@ -87,7 +97,7 @@ def ask(path: Path, query: str) -> tuple[list[PodReport], bytes]:
         raise InputError(f"the agent at {path} does not answer: {exc}") from exc
     if answer.status != http.HTTPStatus.OK:
         raise InputError(f"the agent at {path} answers {answer.status} to {query}: is it of this release?")
-    return msgspec.json.decode(text, type=list[PodReport]), text
+    return text
 
 
 class _Connection(http.client.HTTPConnection):

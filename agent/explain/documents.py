@@ -44,3 +44,20 @@ class PodReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why the API has not taken the last status; empty when it has."""
     blockers: tuple[Blocker, ...] = ()
     timeline: tuple[Line, ...] = ()
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of the cluster: a pod's address, a Service's port, or (kind "address") an address of a node.
+
+    `node` and `host`: the name and address of the node it is on, "" where that is unknown.
+    """
+
+    kind: str
+    ip: str
+    namespace: str = ""
+    name: str = ""
+    protocol: str = ""
+    port: int = 0
+    port_name: str = ""
+    node: str = ""
+    host: str = ""

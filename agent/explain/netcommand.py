@@ -1,4 +1,7 @@
-"""`nodelet net`: the pod network as this node's kernel has it. Needs root; neither agent nor API is asked.
+"""`nodelet net`: the pod network as this node's kernel has it. Needs root.
+
+The API is never asked, and the agent only for what `trace` cannot read in the kernel: names of other nodes'
+pods, and which node an address belongs to. It need not run.
 
 nodelet net ls                          every pod's device, MAC and addresses
 nodelet net peers                       the other nodes' ranges, and the entries that lead there
@@ -9,10 +12,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
-from agent.explain import nettables, nettrace
+import msgspec
+
+from agent.config.flags import Options
+from agent.explain import command, nettables, nettargets, nettrace
+from agent.explain.documents import SOCKET, Known
 from agent.explain.nettables import Tables
-from agent.explain.nettrace import Hop
+from agent.explain.nettrace import Hop, Question
+from host.errors import InputError
+
+_PORT = 80
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,12 +36,34 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.command == "peers":
         print(peers(tables))
     else:
-        source, _ = nettables.find(tables, arguments.source)
-        target, _ = nettables.find(tables, arguments.target)
-        hops = nettrace.trace(tables, source, target, protocol=arguments.protocol, port=arguments.port)
+        hops = nettrace.trace(tables, _question(tables, arguments))
         print(way(hops))
-        return 0 if hops[-1].ok else 1
+        return 0 if all(hop.ok for hop in hops) else 1
     return 0
+
+
+def _question(tables: Tables, arguments: argparse.Namespace) -> Question:
+    socket = Path(arguments.root_dir) / SOCKET
+
+    def ask(word: str) -> list[Known]:
+        try:
+            text = command.fetch(socket, f"/names?word={quote(word, safe='')}")
+        except InputError:
+            return []  # no agent: then the kernel's tables have to do
+        return msgspec.json.decode(text, type=list[Known])
+
+    source = nettargets.find(tables, arguments.source, ask)
+    target = nettargets.find(tables, arguments.target, ask)
+    if source.address.version != target.address.version:
+        raise InputError(f"{source.address} and {target.address} are not of one IP family")
+    return Question(
+        source=source.address,
+        target=target.address,
+        protocol=arguments.protocol or target.protocol or "tcp",
+        port=arguments.port or target.port or _PORT,
+        service=target.service,
+        nodes={end.address: end.node for end in (source, target) if end.node is not None},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,10 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("ls", help="every pod's device, MAC and addresses")
     commands.add_parser("peers", help="the other nodes' ranges, and the entries that lead there")
     trace = commands.add_parser("trace", help="the hops of a packet, up to the one that fails")
-    trace.add_argument("source", metavar="FROM", help="a pod of this node ([NAMESPACE/]POD) or an address")
-    trace.add_argument("target", metavar="TO", help="the same, or the address of a Service")
-    trace.add_argument("--port", type=int, default=80, help="the port at TO (80)")
-    trace.add_argument("--protocol", choices=("tcp", "udp", "sctp"), default="tcp")
+    words = "an address, [NAMESPACE/]NAME of a pod or Service, pod/… or svc/… where both exist; then [:PORT]"
+    trace.add_argument("source", metavar="FROM", help=words)
+    trace.add_argument("target", metavar="TO", help="the same")
+    trace.add_argument("--port", type=int, default=0, help=f"the port at TO (a Service's own, or {_PORT})")
+    trace.add_argument("--protocol", choices=("tcp", "udp", "sctp"), default="", help="tcp, or the Service's")
+    trace.add_argument("--root-dir", default=Options.root_dir, help=f"the agent's root ({Options.root_dir})")
     return parser
 
 

@@ -6,18 +6,23 @@ Nothing is asked of the agent or the API: what `nodelet net` shows is what packe
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agent.policy import rules as policy_rules
 from agent.policy import verdict
 from host import processes
-from host.errors import HostError, InputError
+from host.errors import HostError
 from host.netlink import Netlink
 from host.rtnl import IPAddress, Link, Neighbour, Route
 from host.rules import iptables
+from host.rules.iptables import Family
 
 _ALIAS = "nodelet"
+_FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+_FAMILIES: tuple[Family, ...] = (4, 6)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,15 @@ class PodPort:
 
 @dataclass(frozen=True)
 class Tables:
-    """All of it. `nat` are the chains of iptables' nat table of both families; `policies` None: no table."""
+    """All of it.
+
+    Attributes:
+        own: addresses of this node.
+        nat, filter: the chains of iptables' tables, of both families.
+        forwards: IP families whose packets the kernel forwards.
+        closed: IP families whose FORWARD chain drops what no rule accepts.
+        policies: None where there is no table of them.
+    """
 
     links: tuple[Link, ...] = ()
     own: frozenset[IPAddress] = frozenset()
@@ -42,6 +55,9 @@ class Tables:
     neighbours: Mapping[int, tuple[Neighbour, ...]] = field(default_factory=dict)
     fdb: Mapping[int, tuple[Neighbour, ...]] = field(default_factory=dict)
     nat: Mapping[str, list[str]] = field(default_factory=dict)
+    filter: Mapping[str, list[str]] = field(default_factory=dict)
+    forwards: frozenset[int] = frozenset(_FAMILIES)
+    closed: frozenset[int] = frozenset()
     policies: verdict.Rules | None = None
 
     def link(self, index: int) -> Link | None:
@@ -79,12 +95,13 @@ def pod_port(link: Link) -> PodPort | None:
     return PodPort(link, sandbox, interface, ips, words[3] if len(words) > 3 else "")
 
 
-def read() -> Tables:
+def read(proc_sys: Path = Path("/proc/sys")) -> Tables:
     """The tables of the calling thread's network namespace. Needs root.
 
     Raises:
         HostError: the kernel does not answer.
     """
+    nat, filters, closed = _rules()
     with Netlink() as netlink:
         links = tuple(netlink.links())
         tunnels = [link.index for link in links if link.kind in ("bridge", "vxlan")]
@@ -95,21 +112,36 @@ def read() -> Tables:
             routes=tuple(netlink.routes()),
             neighbours={index: tuple(netlink.neighbours(index)) for index in tunnels},
             fdb={index: tuple(netlink.fdb(index)) for index in (*tunnels, *ports)},
-            nat=_nat(),
+            nat=nat,
+            filter=filters,
+            forwards=frozenset(f for f in _FAMILIES if _is_on(proc_sys / _FORWARDING[f])),
+            closed=frozenset(closed),
             policies=_policies(),
         )
 
 
-def _nat() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for family in (4, 6):
+def _rules() -> tuple[dict[str, list[str]], dict[str, list[str]], list[int]]:
+    """nat, filter, and the families whose FORWARD drops by default."""
+    found: dict[str, dict[str, list[str]]] = {"nat": {}, "filter": {}}
+    closed: list[int] = []
+    for family in _FAMILIES:
         try:
-            chains = iptables.parse_save(iptables.save("nat", family=family)).get("nat", {})
+            text = iptables.save(family=family)
         except HostError:
             continue  # without iptables of this family there are no service rules either
-        for name, listed in chains.items():
-            found.setdefault(name, []).extend(listed)
-    return found
+        tables = iptables.parse_save(text)
+        for name, chains in found.items():
+            for chain, listed in tables.get(name, {}).items():
+                chains.setdefault(chain, []).extend(listed)
+        closed += [family] if re.search(r"(?s)^\*filter\n[^*]*^:FORWARD DROP ", text, re.MULTILINE) else []
+    return found["nat"], found["filter"], closed
+
+
+def _is_on(path: Path) -> bool:
+    try:
+        return path.read_text().strip() != "0"
+    except OSError:
+        return False  # a kernel without this family
 
 
 def _policies() -> verdict.Rules | None:
@@ -118,22 +150,3 @@ def _policies() -> verdict.Rules | None:
     except HostError:
         return None
     return verdict.parse(done.stdout.decode(errors="replace")) if done.returncode == 0 else None
-
-
-def find(tables: Tables, word: str) -> tuple[IPAddress, PodPort | None]:
-    """The address that a word on the command line means, and its pod if it is one of this node.
-
-    Raises:
-        InputError: it is no address, and no pod of this node.
-    """
-    pods = tables.pods
-    try:
-        address = ipaddress.ip_address(word)
-    except ValueError:
-        named = [port for port in pods if word in (port.pod, port.pod.partition("/")[2])]
-        if len(named) == 1:
-            return named[0].ips[0], named[0]
-        problem = "several pods" if named else "no pod"
-        fix = "say NAMESPACE/POD" if named else "give its address, or see nodelet net ls"
-        raise InputError(f"{problem} of this node {'are' if named else 'is'} called {word}: {fix}") from None
-    return address, next((port for port in pods if address in port.ips), None)

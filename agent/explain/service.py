@@ -7,19 +7,20 @@ and there is nothing to change behind this door.
     GET /pods                     every pod, without timelines
     GET /pods/NAME                the pods of that name in all namespaces
     GET /pods/NAMESPACE/NAME      the pod, and while it ends the one before it of the same name
+    GET /names?word=WORD          what an address, a NAME or a NAMESPACE/NAME is, here or on another node
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
-from agent.explain.documents import PodReport
+from agent.explain.documents import Known, PodReport
 from agent.explain.report import report
 from agent.explain.situation import take
 from agent.pods.manager import PodManager
@@ -35,13 +36,23 @@ class ExplainService:
 
     Args:
         path: of the socket.
+        names: what a word names in the cluster.
     """
 
-    def __init__(self, *, path: Path, manager: PodManager, probes: ProbeManager, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        path: Path,
+        manager: PodManager,
+        probes: ProbeManager,
+        clock: Clock,
+        names: Callable[[str], Sequence[Known]],
+    ) -> None:
         self._path = path
         self._manager = manager
         self._probes = probes
         self._clock = clock
+        self._names = names
 
     async def run(self) -> None:
         """Listen until cancelled. Raises InputError when another agent listens there."""
@@ -51,6 +62,7 @@ class ExplainService:
         app.router.add_get("/pods", self._list)
         app.router.add_get("/pods/{name}", self._named)
         app.router.add_get("/pods/{namespace}/{name}", self._named)
+        app.router.add_get("/names", self._named_things)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -69,6 +81,9 @@ class ExplainService:
         where = request.match_info
         return _answer(self.reports(name=where["name"], namespace=where.get("namespace", "")))
 
+    async def _named_things(self, request: web.Request) -> web.Response:
+        return _answer(self._names(request.query.get("word", "")))
+
     def reports(self, *, name: str = "", namespace: str = "", timeline: bool = True) -> list[PodReport]:
         """The pods of that name and namespace (empty: any), in order of both."""
         found = [
@@ -82,5 +97,5 @@ class ExplainService:
         return sorted(found, key=lambda pod: (pod.namespace, pod.name, pod.created or 0.0))
 
 
-def _answer(found: Sequence[PodReport]) -> web.Response:
+def _answer(found: Sequence[PodReport] | Sequence[Known]) -> web.Response:
     return web.Response(body=msgspec.json.encode(found), content_type="application/json")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ from agent.api.structs import Pod
 from agent.policy import objects
 from agent.policy.feed import Feed
 from agent.policy.kernel import Kernel, NftKernel
+from agent.policy.objects import PodFact
 from host.clocks import Clock, SystemClock, sleep_unless
 from host.errors import HostError
 from host.rules.nft import TableState
@@ -105,6 +106,11 @@ class PolicyAgent:
     def problem(self) -> str:
         """What keeps policies from being in force, for people; "" for nothing."""
         return self._problem or ("" if self._feed.known else "policies have not been read yet")
+
+    @property
+    def pods(self) -> Iterable[PodFact]:
+        """The pods of the cluster that policies may concern; none without a policy."""
+        return self._feed.picture.pods.values()
 
     # --- what pods ask ------------------------------------------------------------------------------------
 

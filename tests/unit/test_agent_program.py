@@ -12,9 +12,9 @@ from agent import logs, main, notify
 from agent.api import certificates, kubeconfig, yamldoc
 from agent.api.sources import live_references
 from agent.api.structs import ConfigMapVolumeSource, ObjectMeta, Pod, PodSpec, SecretVolumeSource, Volume
-from agent.assembly import supervise
 from agent.config import durations, flags, load
 from agent.node import bootstrap
+from agent.supervision import supervise
 from host.errors import InputError
 
 
@@ -54,7 +54,7 @@ def test_a_record_is_one_line_without_control_characters():
 
 
 async def test_a_component_that_fails_is_started_again(monkeypatch):
-    monkeypatch.setattr("agent.assembly.RESTART_PAUSE", 0.0)
+    monkeypatch.setattr("agent.supervision.RESTART_PAUSE", 0.0)
     runs = []
 
     async def run():

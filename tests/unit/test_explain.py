@@ -6,13 +6,14 @@ import asyncio
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from podkit import Node, Program, deleted, make_pod, running
 
 from agent.api import errors
 from agent.explain import command, render
 from agent.explain.blockers import probe_words
-from agent.explain.documents import SOCKET, Blocker, Line, PodReport
+from agent.explain.documents import SOCKET, Blocker, Known, Line, PodReport
 from agent.explain.report import report, status_word
 from agent.explain.service import ExplainService
 from agent.explain.situation import Situation, take
@@ -223,12 +224,19 @@ async def test_after_a_restart_of_the_agent_the_facts_still_tell(tmp_path: Path)
 # --- the socket and the commands --------------------------------------------------------------------------
 
 
+def door(node: Node, path: Path) -> ExplainService:
+    def names(word: str) -> list[Known]:
+        return [Known(kind="pod", ip="10.2.0.9", name=word)]
+
+    return ExplainService(path=path, manager=node.manager, probes=node.probes, clock=node.clock, names=names)
+
+
 async def test_the_socket_answers_only_its_owner_and_goes_with_the_agent(tmp_path: Path) -> None:
     async with running(Node(tmp_path)) as node:
         await node.put(make_pod())
         path = tmp_path / SOCKET
         path.touch()
-        service = ExplainService(path=path, manager=node.manager, probes=node.probes, clock=node.clock)
+        service = door(node, path)
         with pytest.raises(InputError, match="is not a socket"):
             await service.run()
         path.unlink()
@@ -239,10 +247,12 @@ async def test_the_socket_answers_only_its_owner_and_goes_with_the_agent(tmp_pat
         for query, count in (("/pods", 1), ("/pods/web", 1), ("/pods/default/web", 1), ("/pods/other", 0)):
             found, _ = await asyncio.to_thread(command.ask, path, query)
             assert len(found) == count
+        known = await asyncio.to_thread(command.fetch, path, "/names?word=shop%2Fweb")
+        assert msgspec.json.decode(known, type=list[Known])[0].name == "shop/web"
         with pytest.raises(InputError, match="answers 404"):
             await asyncio.to_thread(command.ask, path, "/nothing")
         with pytest.raises(InputError, match="another program listens"):
-            await ExplainService(path=path, manager=node.manager, probes=node.probes, clock=node.clock).run()
+            await door(node, path).run()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert not path.exists()
