@@ -247,6 +247,7 @@ class Agent:
             runtime=self._runtime,
             certificate=self._certificate,
             clock=self._clock,
+            measured=(self.overlay, self.policies, self._proxy),
         )
 
     # --- running ------------------------------------------------------------------------------------------

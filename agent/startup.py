@@ -46,6 +46,7 @@ from agent.resources.swap import SwapPolicy
 from agent.server.auth import AuthSettings, Gate
 from agent.server.certificates import Pair
 from agent.server.handlers import Handlers
+from agent.server.ports import Measured
 from agent.server.server import KubeletServer, Listen
 from agent.server.serving import ServingCertificate
 from agent.services.health import HealthPorts
@@ -321,8 +322,9 @@ def kubelet_server(
     runtime: Runtime,
     certificate: ServingCertificate,
     clock: Clock,
+    measured: Sequence[Measured | None],
 ) -> KubeletServer:
-    """The kubelet API."""
+    """The kubelet API; /metrics shows what the `measured` components count too."""
     kubelet = settings.kubelet
     authentication, authorization = kubelet.authentication, kubelet.authorization
     gate = Gate(
@@ -345,6 +347,7 @@ def kubelet_server(
         runtime_failures=(RuntimeFailure, OSError),
         root=settings.root,
         config=msgspec.to_builtins(kubelet, enc_hook=durations.encode),
+        families=lambda: [family for part in measured if part is not None for family in part.families()],
     )
     listen = Listen(
         address=kubelet.address,

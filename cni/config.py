@@ -25,6 +25,7 @@ from host.rtnl import IPNetwork
 
 CONFLIST_NAME = "10-nodelet.conflist"
 PLUGIN_TYPE = "nodelet-cni"
+NETWORK = "nodelet"
 STATE_DIR = "/var/lib/cni/nodelet"
 BRIDGE = "cbr0"
 HOST_LOCAL_DIR = "/var/lib/cni/networks"
@@ -73,7 +74,7 @@ def render_conflist(
     *,
     cluster_cidrs: Sequence[str] = (),
     mtu: int = 0,
-    name: str = "nodelet",
+    name: str = NETWORK,
     bridge: str = BRIDGE,
     state_dir: str = STATE_DIR,
     masquerade: bool = True,

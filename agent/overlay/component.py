@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,10 @@ from typing import TypeVar
 from agent.api.structs import Node
 from agent.overlay import mac, peers, sysctl
 from agent.overlay.kernel import Kernel, NetlinkKernel
+from agent.overlay.metrics import OverlayMetrics
 from agent.overlay.mtu import IcmpEcho, find_narrow
 from agent.overlay.settings import OverlaySettings
+from agent.server.exposition import Family
 from cni import config as cni_config
 from cni import firewall, hostports, vxlan
 from cni.vxlan import Device, Peer
@@ -98,7 +100,10 @@ class Overlay:
         self._report = report
         self._underlay_mtu = 0
         self._hosts: dict[str, IPAddress] = {}
+        self._ranges: tuple[IPNetwork, ...] = ()
         self._peers_known = asyncio.Event()
+        self._nodes_changed, self._repairing = True, False
+        self._metrics = OverlayMetrics()
 
     def update(self, nodes: Mapping[str, Node]) -> None:
         """Take the full set of Nodes by name (the informer's store); wakes the loop if it matters to it.
@@ -114,12 +119,20 @@ class Overlay:
                 for name, node in nodes.items()
             )
         ):
+            self._nodes_changed = True
             self._wake.set()
 
     @property
     def status(self) -> str:
         """'' when all is in place, else one line that says what is wrong and what to do."""
         return self._status
+
+    def families(self) -> Sequence[Family]:
+        """For /metrics; nothing where the pod network is somebody else's."""
+        if self._settings.backend == "none":
+            return ()
+        state = Path(self._settings.state_dir) / cni_config.NETWORK
+        return self._metrics.families(state, self._ranges)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -141,8 +154,11 @@ class Overlay:
         while True:
             if self._nodes is not None:
                 started = self._clock.monotonic()
-                self._say(await self._round(self._nodes))
+                problems = await self._round(self._nodes)
+                self._say(problems)
                 spent = self._clock.monotonic() - started
+                self._metrics.problems = len(problems)
+                self._metrics.round_took(spent)
             await self._wait(max(self._settings.recheck_seconds, _IDLE_SHARE * spent))
 
     async def _probe(self, report: Report) -> None:
@@ -175,11 +191,13 @@ class Overlay:
 
     async def _round(self, nodes: Mapping[str, Node]) -> list[str]:
         """One comparison with the kernel, and what kept it from being complete."""
+        self._repairing, self._nodes_changed = not self._nodes_changed, False
         node = nodes.get(self._name)
         try:
             ranges = peers.pod_ranges(node) if node else ()
             if node is None or not ranges:
                 return [cni_config.NO_POD_CIDR]
+            self._ranges = ranges
             due = self._clock.monotonic() - self._rules_checked >= self._settings.rules_recheck_seconds
             ground, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
             if due:
@@ -212,12 +230,14 @@ class Overlay:
         failures = kernel.apply(ops, device=ground.device)
         if ops:
             log.info("overlay: %d of %d entries changed", len(ops) - len(failures), len(ops))
+            self._metrics.changed(len(ops) - len(failures), repair=self._repairing)
         self._write_conflist(ranges, ground.mtu)
         if check_rules:
             self._ensure_rules(ranges, found)
             if ground.device:
                 self._allow_two_ways(ground.underlay.name)
         self._hosts = {peer.name: peer.host for peer in found}
+        self._metrics.peers = len(found)
         return ground, problems + conflicts + failures
 
     def _prepare(self, kernel: Kernel, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...]) -> _Ground:
@@ -274,7 +294,7 @@ class Overlay:
 
     def _ensure_rules(self, ranges: tuple[IPNetwork, ...], found: list[Peer]) -> None:
         plugin = {
-            "name": "nodelet",
+            "name": cni_config.NETWORK,
             "subnets": [str(net) for net in ranges],
             "clusterCIDRs": list(self._settings.cluster_cidrs),
             "ipMasq": self._settings.masquerade,
@@ -293,6 +313,7 @@ class Overlay:
             changed = hostports.assert_rules(network.state_dir / network.name) or changed
             if changed:
                 log.info("overlay: packet filter rules written")
+                self._metrics.rules_written()
 
     def _allow_two_ways(self, underlay: str) -> None:
         """A pod reaches another node by the underlay, and the answer comes through the tunnel."""

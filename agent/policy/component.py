@@ -22,7 +22,9 @@ from agent.api.structs import Pod
 from agent.policy import objects
 from agent.policy.feed import Feed
 from agent.policy.kernel import Kernel, NftKernel
+from agent.policy.metrics import PolicyMetrics
 from agent.policy.objects import PodFact
+from agent.server.exposition import Family
 from host.clocks import Clock, SystemClock, sleep_unless
 from host.errors import HostError
 from host.rules.nft import TableState
@@ -83,6 +85,7 @@ class PolicyAgent:
         self._clock = clock or SystemClock()
         self._pace = pace or Pace()
         self._report = report
+        self._metrics = PolicyMetrics()
         self._feed = Feed(node_name=node_name, on_change=self._changed)
         self._resting = "there is no API" if client is None else "it is off" if mode == "off" else ""
         self._problem = ""
@@ -111,6 +114,10 @@ class PolicyAgent:
     def pods(self) -> Iterable[PodFact]:
         """The pods of the cluster that policies may concern; none without a policy."""
         return self._feed.picture.pods.values()
+
+    def families(self) -> Sequence[Family]:
+        """For /metrics."""
+        return self._metrics.families(self._feed.picture, enforced=self._feed.known and not self._resting)
 
     # --- what pods ask ------------------------------------------------------------------------------------
 
@@ -189,6 +196,7 @@ class PolicyAgent:
                 retry, self._problem = self._pace.retry, ""
             except HostError as exc:
                 self._table, self._problem = None, str(exc)
+                self._metrics.failed()
                 log.error("policies not written, next try in %.0f s: %s", retry, exc)
                 await self._clock.sleep(retry)
                 retry = min(retry * 2, self._pace.longest)
@@ -221,6 +229,7 @@ class PolicyAgent:
         began = self._clock.monotonic()
         await asyncio.to_thread(self._kernel.write, text)
         self._table = table
+        self._metrics.written(self._clock.monotonic() - began, whole=whole)
         log.log(
             logging.INFO if whole else logging.DEBUG,
             "policies written whole=%s bytes=%d seconds=%.3f",
@@ -243,6 +252,7 @@ class PolicyAgent:
             if reason:
                 log.warning("the policies' table drifted, writing it again: %s", reason)
                 self._table, self._cleared = None, False
+                self._metrics.drifted()
                 self._wake.set()
 
     async def _compare(self) -> str:

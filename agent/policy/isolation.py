@@ -32,6 +32,11 @@ class Isolation:
         self._claims: dict[str, list[str]] = {}
         self._pods: dict[str, PodFact] = {}
 
+    @property
+    def count(self) -> int:
+        """How many pods are isolated."""
+        return len(self._of)
+
     def put(self, pod: PodFact, policies: Iterable[Policy]) -> None:
         """A pod of this node as it is now, and the policies of its namespace."""
         known = self._pods.get(pod.uid)

@@ -37,6 +37,11 @@ class Picture:
         for name, hook, content in rules.base_chains():
             self.table.put_chain(name, content, hook=hook)
 
+    @property
+    def isolated(self) -> int:
+        """How many pods of this node a policy isolates."""
+        return self._isolation.count
+
     # --- pods and namespaces ------------------------------------------------------------------------------
 
     def put_pod(self, pod: PodFact) -> None:

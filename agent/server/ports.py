@@ -6,6 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from agent.api.structs import Pod
+from agent.server.exposition import Family
+
+
+class Measured(Protocol):
+    """A component that counts what it does."""
+
+    def families(self) -> Sequence[Family]:
+        """What /metrics shows of it."""
 
 
 class Pods(Protocol):

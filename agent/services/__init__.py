@@ -6,5 +6,6 @@ diff       rules wanted and rules present → the smallest transactions (pure)
 iptables   applies transactions, notices drift
 conntrack  UDP flows that still lead to endpoints that are gone
 health     answers on healthCheckNodePorts
+metrics    counts and durations of syncs, under kube-proxy's names
 proxy      the component: events → what changed → sync
 """

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from agent.server.exposition import Family
 from agent.services import conntrack
 from agent.services.health import Health, HealthPorts
 from agent.services.iptables import Synced
+from agent.services.metrics import ProxyMetrics
 from agent.services.picture import SERVICE_NAME_LABEL, NodeFacts, VirtualPort, VirtualService, draw
 from host.clocks import Clock, SystemClock
 from host.errors import HostError
@@ -83,7 +85,6 @@ class ServiceProxy:
         clock: time.
         pace: when to sync.
         clean_flows: deletes UDP flows to endpoints that are gone; None not to.
-        on_sync: told of every successful sync, for metrics.
 
     The constructor does nothing; `run()` works until it is cancelled and leaves the rules in place, so that a
     restart of the agent interrupts no connection.
@@ -100,7 +101,6 @@ class ServiceProxy:
         clock: Clock | None = None,
         pace: Pace | None = None,
         clean_flows: FlowCleaner | None = conntrack.reconcile,
-        on_sync: Callable[[Synced], None] | None = None,
     ) -> None:
         self._watched_services = services
         self._watched_slices = slices
@@ -110,15 +110,19 @@ class ServiceProxy:
         self._clock = clock or SystemClock()
         self._pace = pace or Pace()
         self._clean_flows = clean_flows
-        self._on_sync = on_sync
         self._services: dict[str, Service] = {}
         self._slices: dict[str, dict[str, EndpointSlice]] = {}
         self._pictures: dict[str, VirtualService] = {}
         self._marked: set[str] = set()
         self._wake = asyncio.Event()
         self._udp_changed = asyncio.Event()
+        self._metrics = ProxyMetrics(since=self._clock.now())
         self.synced = asyncio.Event()
         """Set while the kernel holds what was known at the last sync."""
+
+    def families(self) -> Sequence[Family]:
+        """For /metrics."""
+        return self._metrics.families()
 
     async def run(self) -> None:
         """Sync whenever something changed, until cancelled."""
@@ -157,6 +161,7 @@ class ServiceProxy:
                 else:
                     self._services[key] = new
                 self._mark(key)
+        self._metrics.service_changed(self._clock.now())
 
     def _slice_changed(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         for one in (old, new):
@@ -174,6 +179,9 @@ class ServiceProxy:
             if not slices:
                 del self._slices[key]
             self._mark(key)
+        changed = new or old
+        if changed is not None:
+            self._metrics.endpoints_changed(changed, self._clock.now())
 
     def _mark(self, *keys: str) -> None:
         self._marked.update(keys)
@@ -199,6 +207,7 @@ class ServiceProxy:
     async def _sync(self) -> None:
         """One sync of everything marked so far."""
         marked, self._marked = self._marked, set()
+        triggers = self._metrics.started()
         changed = []
         udp = False
         for key in marked:
@@ -213,7 +222,12 @@ class ServiceProxy:
                 self._pictures[key] = new
             else:
                 self._pictures.pop(key, None)
-        done = await self._back_end.sync(self._pictures, changed)
+        try:
+            done = await self._back_end.sync(self._pictures, changed)
+        except HostError:
+            self._metrics.failed(triggers)
+            raise
+        self._metrics.synced(done, triggers, self._clock.now())
         if self._health is not None:
             await self._health.set(self._health_checks())
         if udp or done.full:
@@ -231,8 +245,6 @@ class ServiceProxy:
             done.size,
             done.seconds,
         )
-        if self._on_sync is not None:
-            self._on_sync(done)
 
     def _health_checks(self) -> dict[int, Health]:
         return {

@@ -114,6 +114,11 @@ class TableState:
             {name: len(chain) - 1 for name, chain in self._chains.items()},
         )
 
+    @property
+    def rules(self) -> int:
+        """How many rules it shall hold."""
+        return sum(len(chain) - 1 for chain in self._chains.values())
+
     def elements(self, name: str) -> frozenset[str]:
         """The elements of one set as wanted."""
         return frozenset(self._sets[name].counts)

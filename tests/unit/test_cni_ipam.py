@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cni import ipam
+from cni import ipam, usage
 from cni.config import Attachment
 from cni.ipam import Lease, Leases
 
@@ -209,3 +209,13 @@ TestLeaseMachine = LeaseMachine.TestCase
 TestLeaseMachine.settings = settings(
     max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_usage_of_ranges_is_read_from_the_folder(tmp_path: Path) -> None:
+    ranges = [ipaddress.ip_network("10.1.0.0/29"), ipaddress.ip_network("fd00::/64")]
+    assert [(one.leased, one.free) for one in usage.read(tmp_path, ranges)] == [(0, 5), (0, 2**64 - 2)]
+    leases = Leases(tmp_path, boot_id="b")
+    for name in "abcde":
+        assert leases.allocate(Attachment(name, "eth0"), ranges)
+    assert leases.allocate(Attachment("f", "eth0"), ranges) is None
+    assert [(one.leased, one.free) for one in usage.read(tmp_path, ranges)] == [(5, 0), (5, 2**64 - 7)]

@@ -16,6 +16,7 @@ from agent.api.structs import Node, NodeSpec, NodeStatus, ObjectMeta
 from agent.overlay import mac, peers
 from agent.overlay.component import Overlay
 from agent.overlay.settings import OverlaySettings
+from agent.server import exposition
 from cni import vxlan
 from cni.config import NO_POD_CIDR
 from host.clocks import FakeClock, settle
@@ -154,6 +155,15 @@ async def test_deleted_device_is_back_at_the_next_recheck(bench):
     await bench.clock.advance(SETTINGS.recheck_seconds)
     await bench.until(lambda: bench.kernel.device is not None and bench.kernel.tables == entries)
     assert bench.kernel.device.mac == before
+
+    def shown():
+        return exposition.values(bench.overlay.families())
+
+    # The neighbour, the FDB entry and the route of the peer, once for the Node and once for the deletion.
+    await bench.until(lambda: shown()['nodelet_overlay_changes_total{cause="repair"}'] == 3)
+    assert shown()['nodelet_overlay_changes_total{cause="nodes"}'] == 3
+    assert shown()["nodelet_overlay_peers"] == 1
+    assert shown()['nodelet_cni_addresses_free{range="10.244.1.0/24"}'] == 253
 
 
 async def test_nothing_is_written_when_nothing_changed(bench):

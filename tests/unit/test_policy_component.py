@@ -16,6 +16,7 @@ from agent.api.structs import Pod
 from agent.policy.component import PolicyAgent
 from agent.policy.verdict import Flow
 from agent.policy.yielding import other_agent
+from agent.server import exposition
 from host.clocks import FakeClock, settle
 
 DENY = {
@@ -96,6 +97,10 @@ async def test_a_pod_waits_until_its_policies_are_in_the_kernel() -> None:
         assert start.done()
         assert not passes(world.kernel, OUT)
         assert world.agent.problem == ""
+        shown = exposition.values(world.agent.families())
+        assert shown["nodelet_policy_sync_failures_total"] == shown["nodelet_policy_policies"] == 1
+        assert shown["nodelet_policy_enforced"] == shown["nodelet_policy_isolated_pods"] == 1
+        assert shown['nodelet_policy_sync_duration_seconds_count{kind="whole"}'] == 1
 
 
 async def test_a_pod_waits_for_the_first_lists() -> None:
@@ -147,6 +152,7 @@ async def test_what_a_stranger_changed_is_mended_at_the_next_look() -> None:
         await world.clock.advance(1)
         await world.rest()
         assert world.kernel.content == before
+        assert exposition.values(world.agent.families())["nodelet_policy_drifts_total"] == 1
         writes = len(world.kernel.texts)
         world.kernel.meddled = True  # somebody else's table changed
         await world.clock.advance(40)

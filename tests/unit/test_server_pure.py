@@ -218,6 +218,22 @@ def test_exposition_escapes_labels():
     assert exposition.render([family]) == '# HELP m h\n# TYPE m gauge\nm{a="x\\"\\n\\\\"} 1.5 7\n'
 
 
+def test_a_histogram_counts_by_upper_bound():
+    histogram = exposition.Histogram((0.5, 1, 2), {"kind": "x"})
+    for value in (0.5, 0.7, 5):
+        histogram.observe(value)
+    family = exposition.Family("m", "histogram", "h", histogram.samples())
+    assert exposition.render([family]).splitlines()[1:] == [
+        "# TYPE m histogram",
+        'm_bucket{kind="x",le="0.5"} 1',
+        'm_bucket{kind="x",le="1"} 2',
+        'm_bucket{kind="x",le="2"} 2',
+        'm_bucket{kind="x",le="+Inf"} 3',
+        'm_sum{kind="x"} 6.2',
+        'm_count{kind="x"} 3',
+    ]
+
+
 def test_resource_metrics_and_summary():
     node = Reading(time=2_000_000_000, cpu=5_000_000_000, working_set=10, started=1.0)
     readings = [

@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.api.structs import (
@@ -20,6 +21,7 @@ from agent.api.structs import (
     ServicePort,
     ServiceSpec,
 )
+from agent.server import exposition
 from agent.services import conntrack
 from agent.services.health import Health, HealthPorts, answer
 from agent.services.iptables import Synced
@@ -200,6 +202,30 @@ async def test_drift_leads_to_a_full_sync(node: Node) -> None:
     await node.clock.advance(2)
     assert node.back_end.forgotten == 1
     assert node.times() == [0, 15]
+
+
+async def test_syncs_are_counted_under_kube_proxys_names(node: Node) -> None:
+    await begin(node)
+    node.back_end.failures = 1
+    changed = one_slice("1", "a", "10.1.0.1")
+    trigger = {"endpoints.kubernetes.io/last-change-trigger-time": "2023-11-14T22:13:20.5Z"}
+    changed = msgspec.structs.replace(
+        changed, metadata=msgspec.structs.replace(changed.metadata, annotations=trigger)
+    )
+    await node.clock.advance(1)  # half a second after the change was made
+    node.services.change(None, service("a"))
+    node.slices.change(None, changed)
+    await node.clock.advance(2)
+    shown = exposition.values(node.proxy.families())
+    ip = '{ip_family="IPv4"}'
+    assert shown[f"kubeproxy_sync_proxy_rules_duration_seconds_count{ip}"] == 2
+    assert shown[f"kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip}"] == 1
+    assert shown["kubeproxy_sync_proxy_rules_service_changes_total"] == 1
+    assert shown["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0
+    # The failed sync's change is measured by the one that wrote it, a second later.
+    assert shown[f"kubeproxy_network_programming_duration_seconds_sum{ip}"] == 1.5
+    assert shown['kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="1"}'] == 0
+    assert shown['kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="2"}'] == 1
 
 
 async def test_another_zone_draws_everything_again(node: Node) -> None:
