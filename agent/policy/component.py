@@ -227,7 +227,8 @@ class PolicyAgent:
         table.mark_written()
         self._table, self._cleared = None, False  # unknown while it is under way
         began = self._clock.monotonic()
-        await asyncio.to_thread(self._kernel.write, text)
+        content = table.content if whole else None
+        await asyncio.to_thread(self._kernel.write, text, whole=content)
         self._table = table
         self._metrics.written(self._clock.monotonic() - began, whole=whole)
         log.log(

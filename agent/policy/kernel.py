@@ -20,8 +20,9 @@ BRIDGE_SWITCHES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-c
 class Kernel(Protocol):
     """What policies need of a kernel."""
 
-    def write(self, text: str) -> None:
-        """Apply a transaction of the table, all or nothing. Raises HostError."""
+    def write(self, text: str, *, whole: Content | None = None) -> None:
+        """Apply a transaction of the table, all or nothing; `whole` is what the table holds after one that
+        made it anew. Raises HostError."""
 
     def touched(self) -> bool:
         """Whether anybody else has made a transaction, of any table, since the last write or comparison.
@@ -45,14 +46,30 @@ class NftKernel:
     def __init__(self, proc_sys: Path = Path("/proc/sys")) -> None:
         self._proc_sys = proc_sys
         self._generation: int | None = None
+        self._words: dict[str, str] = {}
+        """Rules that this machine's nft lists in other words than ours."""
+        self._doubtful = False
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, *, whole: Content | None = None) -> None:
         """See Kernel."""
         before, self._generation = nftables_generation(), None
         nft.apply(text)
         after = nftables_generation()
         # One step is ours; more, and somebody else wrote at the same time.
         self._generation = after if after == before + 1 else None
+        if self._doubtful and whole is not None:
+            self._learn(whole)
+
+    def _learn(self, written: Content) -> None:
+        """How nft lists what was just written, after it was listed in words that were not ours."""
+        listed = nft.read("inet", rules.TABLE)
+        if listed is None or nftables_generation() != self._generation:
+            return  # somebody's hand may be in it: at another time
+        self._doubtful = False
+        for name, ours in written.chains.items():
+            theirs = listed.chains.get(name, ())
+            if len(theirs) == len(ours):
+                self._words |= {a: b for a, b in zip(ours, theirs, strict=True) if a != b}
 
     def touched(self) -> bool:
         """See Kernel. One message to the kernel and its answer."""
@@ -61,7 +78,13 @@ class NftKernel:
     def differs(self, wanted: Content | None) -> str:
         """See Kernel."""
         generation = nftables_generation()
-        difference = _difference(wanted, nft.read("inet", rules.TABLE))
+        present = nft.read("inet", rules.TABLE)
+        if wanted is not None and self._words:
+            known = self._words
+            chains = {n: tuple(known.get(r, r) for r in listed) for n, listed in wanted.chains.items()}
+            wanted = Content(wanted.sets, chains)
+        difference = _difference(wanted, present)
+        self._doubtful = bool(difference)
         self._generation = None if difference else generation
         return difference
 

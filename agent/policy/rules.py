@@ -65,7 +65,7 @@ def base_chains() -> Iterator[tuple[str, str, list[str]]]:
     """(name, hook, rules) of the chains every packet starts in."""
     forward = [
         # Neighbour discovery and multicast membership have no connections and belong to the link.
-        "icmpv6 type { 130-137, 143 } accept",
+        "icmpv6 type { 130-137, mld2-listener-report } accept",
         # Errors such as "fragmentation needed" about a connection that is there; they reach its ends.
         "ct state related meta l4proto { icmp, ipv6-icmp } accept",
         # Link-local addresses belong to no pod we know, and only the bridge could pass them on.

@@ -24,6 +24,7 @@ Family = Literal["inet", "ip", "ip6", "bridge"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_/-]{0,127}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._:/=,-]")
+_ANONYMOUS = re.compile(r"\{ ([^{}]*) \}")
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl, less the NUL
 
 
@@ -31,11 +32,12 @@ _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl, less the NUL
 class Content:
     """What a table holds, in a form that is the same for what is wanted and for what was read.
 
-    Rules count only by number: the kernel gives them back in other words.
+    Rules are text, a base chain's declaration is its first: so they must be written as nft lists them. Where
+    another release of nft has other words, who compares has to learn them.
     """
 
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    chains: Mapping[str, int] = field(default_factory=dict)
+    chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,7 +113,7 @@ class TableState:
         """All of it, to compare with what `read` gives."""
         return Content(
             {name: frozenset(one.counts) for name, one in self._sets.items()},
-            {name: len(chain) - 1 for name, chain in self._chains.items()},
+            {name: _canonical(chain) for name, chain in self._chains.items()},
         )
 
     @property
@@ -185,6 +187,15 @@ class TableState:
         return f"{self.family} {self.name}"
 
 
+def _canonical(chain: Iterable[str]) -> tuple[str, ...]:
+    """Without an empty declaration, and with the members of anonymous sets in a fixed order."""
+    return tuple(_ANONYMOUS.sub(_sorted_set, rule) if "{" in rule else rule for rule in chain if rule)
+
+
+def _sorted_set(found: re.Match[str]) -> str:
+    return "{ " + ", ".join(sorted(found[1].split(", "))) + " }"
+
+
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InputError(f"not a name nft takes: {name[:60]!r}")
@@ -214,7 +225,7 @@ def _joined(lines: list[str]) -> str:
 def parse(text: str) -> Content:
     """The content of a table in the output of `nft -y list table`. Pure."""
     sets: dict[str, frozenset[str]] = {}
-    chains: dict[str, int] = {}
+    chains: dict[str, list[str]] = {}
     name, kind = "", ""
     joined = re.sub(r",\s*\n\s*", ", ", text)  # elements are broken into lines of two or three
     for line in joined.splitlines():
@@ -222,17 +233,17 @@ def parse(text: str) -> Content:
         if words[:1] in (["set"], ["map"], ["chain"]) and words[-1] == "{":
             kind, name = words[0], words[1]
             if kind == "chain":
-                chains[name] = 0
+                chains[name] = []
             else:
                 sets[name] = frozenset()
-        elif not words or words[0] in ("type", "table", "comment", "}"):
+        elif not words or words[0] in ("table", "comment", "}"):
             continue
         elif kind == "chain":
-            chains[name] += 1
+            chains[name].append(line.strip())
         elif words[0] == "elements":
             listed = line[line.index("{") + 1 : line.rindex("}")]
             sets[name] = frozenset(element.strip() for element in listed.split(","))
-    return Content(sets, chains)
+    return Content(sets, {name: _canonical(rules) for name, rules in chains.items()})
 
 
 def apply(text: str, *, timeout: float = 60.0) -> None:

@@ -21,6 +21,7 @@ from agent.policy.picture import Picture
 from agent.policy.verdict import Flow
 from host import netns, processes
 from host.rules import nft
+from host.rules.nft import Content
 
 
 class Net:
@@ -203,7 +204,15 @@ def test_what_is_written_is_what_is_read_back(net: Net) -> None:
     """And whatever a stranger does to the table is seen."""
     net.enforce(
         policy("p", **DB, ingress=[{"from": [WEB], "ports": [{"port": "http"}]}]),
-        policy("q", egress=[{"to": [{"ipBlock": {"cidr": "::/0", "except": ["fd00::/8", "fe80::/64"]}}]}]),
+        policy("q", egress=[{"to": [{"ipBlock": {"cidr": "::/0", "except": ["fe80::/64", "fd00::/8"]}}]}]),
+        policy(
+            "r",
+            ingress=[
+                {"ports": [{"port": 90, "endPort": 92}, {"protocol": "UDP", "port": 53}]},
+                {"ports": [{"protocol": "SCTP"}], "from": [{"ipBlock": {"cidr": "10.9.0.0/16"}}]},
+                {"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.128.0.0/9", "10.0.0.0/9"]}}]},
+            ],
+        ),
     )
     wanted = net.picture.table.content
     assert net.near.run(lambda: net.kernel.touched()) is False
@@ -217,13 +226,47 @@ def test_what_is_written_is_what_is_read_back(net: Net) -> None:
         f"insert rule {table} forward accept",
         f"delete element {table} ingress-4 {{ {net.ip('db')} }}",
         f"add chain {table} mine",
+        f"chain {table} forward {{ policy drop; }}",
+        lambda: f"replace rule {table} {chain} handle {handle(net, chain)} accept",
     ):
-        net.near.run(lambda text=meddling: nft.apply(text + "\n"))
+        text = meddling if isinstance(meddling, str) else meddling()
+        net.near.run(lambda text=text: nft.apply(text + "\n"))
         assert net.near.run(lambda: net.kernel.touched()) is True
         assert net.near.run(lambda: net.kernel.differs(wanted)) != "", meddling
         net.near.run(lambda: net.kernel.write(net.picture.table.whole()))
         assert net.near.run(lambda: net.kernel.differs(wanted)) == ""
     assert not net.reaches("far", "db", 81)
+
+
+def handle(net: Net, chain: str) -> str:
+    """Of the first rule of a chain."""
+    listed = net.near.run(
+        lambda: processes.run(["nft", "-a", "list", "chain", "inet", rules.TABLE, chain]).stdout.decode()
+    )
+    return next(line.split()[-1] for line in listed.splitlines() if "accept # handle" in line)
+
+
+def test_an_nft_of_other_words_is_understood_after_one_look(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net.enforce(policy("p", **DB, ingress=[{"from": [WEB], "ports": [{"port": "http"}]}]))
+    wanted, read = net.picture.table.content, nft.read
+
+    def reworded(family: str, name: str) -> Content | None:
+        found = read(family, name)
+        chains = {
+            c: tuple(r.replace("saddr", "source") for r in listed) for c, listed in found.chains.items()
+        }
+        return Content(found.sets, chains)
+
+    monkeypatch.setattr(nft, "read", reworded)
+    assert net.near.run(lambda: net.kernel.differs(wanted)) != ""
+    net.near.run(lambda: net.kernel.write(net.picture.table.whole(), whole=wanted))
+    assert net.near.run(lambda: net.kernel.differs(wanted)) == ""
+    chain = rules.policy_chain("in", "ns1/p")
+    text = f"replace rule inet {rules.TABLE} {chain} handle {handle(net, chain)} accept\n"
+    net.near.run(lambda: nft.apply(text))
+    assert chain in net.near.run(lambda: net.kernel.differs(wanted))
 
 
 def test_the_bridges_packets_are_filtered_only_with_the_switch(net: Net) -> None:

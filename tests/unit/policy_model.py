@@ -23,6 +23,7 @@ class _Table:
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
     chains: dict[str, list[str]] = field(default_factory=dict)
     base: str = ""
+    hook: str = ""
 
     def used(self, name: str) -> bool:
         words = [word for rules in self.chains.values() for rule in rules for word in rule.split()]
@@ -41,7 +42,7 @@ class FakeNft:
         self.failures = 0
         self.meddled = False
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, *, whole: Content | None = None) -> None:
         self.texts.append(text)
         if self.failures:
             self.failures -= 1
@@ -69,7 +70,9 @@ class FakeNft:
             return None
         sets = {name: frozenset(elements) for name, elements in self.table.sets.items()}
         maps = {n: frozenset(f"{k} : {v}" for k, v in m.items()) for n, m in self.table.maps.items()}
-        return Content({**sets, **maps}, {name: len(rules) for name, rules in self.table.chains.items()})
+        hook = {self.table.base: (self.table.hook,)} if self.table.base else {}
+        chains = {name: (*hook.get(name, ()), *rules) for name, rules in self.table.chains.items()}
+        return Content({**sets, **maps}, chains)
 
     def _do(self, table: _Table | None, line: str) -> _Table | None:
         verb, kind, _family, _table, *rest = line.split(" ", 4)
@@ -93,7 +96,8 @@ class FakeNft:
         if verb == "add":
             refuse(name in table.chains, line)
             table.chains[name] = []
-            table.base = name if "hook" in more else table.base
+            if "hook" in more:
+                table.base, table.hook = name, more.strip("{} ")
         elif verb == "flush":
             table.chains[name].clear()
         else:
