@@ -4,10 +4,10 @@
     nat    POSTROUTING                            -j NODELET-HP-MASQ     for a pod or the node calling itself
     filter INPUT                                  -j NODELET-LOCALNET    no stranger reaches 127.0.0.0/8
 
-Each pod's ports are a record on disk; both chains are always made anew from all records, under a lock. So a
-kill between two steps, a second try and a flush by somebody else are all mended by the next `assert_rules`,
-and no rule outlives its pod. Jumps go to the end of the built-in chains and match local addresses only:
-services and transit traffic keep their ways (CVE-2019-9946, CVE-2025-67499).
+Each pod's ports are a record on disk; under a lock, a pod more is rules more, and everything else makes both
+chains anew from all records. So a kill between two steps, a second try and a flush by somebody else are all
+mended by the next `assert_rules`, and no rule outlives its pod. Jumps go to the end of the built-in chains
+and match local addresses only: services and transit traffic keep their ways (CVE-2019-9946, CVE-2025-67499).
 
 A port on 127.0.0.1 needs `route_localnet` on the bridge, which would open the node's loopback to its pods
 (CVE-2020-8558); the rule in INPUT that closes it again is in place before the switch is turned.
@@ -21,7 +21,7 @@ import ipaddress
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from cni.config import Attachment, NetworkConfig
 from cni.runtimeconfig import PortMapping
 from host import files, processes
 from host.errors import NotFound
+from host.processes import ProcessFailed
 from host.rtnl import IPAddress, IPInterface
 from host.rules import iptables
 from host.rules.iptables import Family, Jump, TableChange
@@ -37,7 +38,7 @@ HOSTPORTS, MASQUERADE, LOCALNET = "NODELET-HOSTPORTS", "NODELET-HP-MASQ", "NODEL
 _KIND, _VERSION = "host-ports", 1
 _FAMILIES: tuple[Family, ...] = (4, 6)
 _LOOPBACK = {4: "127.0.0.1/32", 6: "::1/128"}
-_LOCALNET_DROP = "! -i lo -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+_LOCALNET_DROP = "-d 127.0.0.0/8 ! -i lo -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def plan_rules(pods: Sequence[PodPorts], family: Family) -> tuple[list[TableChan
     return [nat, TableChange("filter", {LOCALNET: [_LOCALNET_DROP]})], jumps
 
 
+def plan_insertion(pod: PodPorts, family: Family) -> TableChange:
+    """What the newest pod adds to the chains of `plan_rules`: its rules come first. Pure."""
+    (nat, *_), _ = plan_rules([pod], family)
+    lines = [f"-I {chain} {rule}" for chain, rules in nat.chains.items() for rule in reversed(rules)]
+    return TableChange(nat.table, extra=lines)
+
+
 def _add_rules(
     forward: list[str], masquerade: list[str], label: str, *, address: IPAddress, mapping: PortMapping
 ) -> None:
@@ -102,11 +110,11 @@ def add(
     folder = _folder(network.state_dir / network.name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pod = PodPorts(label, tuple(address.ip for address in addresses), network.pod.port_mappings)
+    path = folder / _file_name(attachment)
     with files.locked(folder / "lock", wait=True):
-        files.write_record(
-            folder / _file_name(attachment), _to_json(pod), kind=_KIND, version=_VERSION, sync=False
-        )
-        _write_locked(folder)
+        is_new = not path.exists()
+        files.write_record(path, _to_json(pod), kind=_KIND, version=_VERSION, sync=False)
+        _write_locked(folder, new=pod if is_new else None)
     _open_loopback(network.bridge)
     _forget_udp(pod)
 
@@ -120,7 +128,7 @@ def remove(network: NetworkConfig, attachment: Attachment) -> None:
     with files.locked(folder / "lock", wait=True):
         pod = _read(path)
         path.unlink(missing_ok=True)
-        _write_locked(folder, without=pod)
+        _write_locked(folder, gone=pod)
     if pod:
         _forget_udp(pod)
 
@@ -157,21 +165,26 @@ def _file_name(attachment: Attachment) -> str:
     return f"{attachment.container_id},{attachment.ifname}"
 
 
-def _write_locked(folder: Path, *, without: PodPorts | None = None) -> None:
-    """For one pod more, or one less: our own chains are written unread, and of the rest only one jump of each
-    table is looked at. A flush takes all jumps of a table, and then everything is made anew."""
+def _write_locked(folder: Path, *, new: PodPorts | None = None, gone: PodPorts | None = None) -> None:
+    """For one pod more, or one less, without reading the tables.
+
+    One more only inserts: where a rule is taken away, the kernel waits for RCU, 10 ms or more.
+    """
     pods = _pods(folder)
-    for family in _families([*pods, without] if without else pods):
+    for family in _families([*pods, gone] if gone else pods):
         changes, jumps = plan_rules(pods, family)
-        firsts = {jump.table: jump for jump in reversed(jumps)}.values()
-        if all(_is_there(jump, family) for jump in firsts):
-            iptables.restore(iptables.render(changes), family=family)
-        else:
+        nat = plan_insertion(new, family) if new else changes[0]
+        try:
+            iptables.restore(iptables.render(_unless_flushed(nat, jumps)), family=family)
+        except ProcessFailed:
             iptables.ensure(changes, jumps, family=family)
 
 
-def _is_there(jump: Jump, family: Family) -> bool:
-    return jump.rule in (iptables.read_chain(jump.table, jump.chain, family=family) or ())
+def _unless_flushed(nat: TableChange, jumps: Sequence[Jump]) -> list[TableChange]:
+    """A transaction that fails where a table has lost its jumps. One is looked for: a flush takes all."""
+    firsts = {jump.table: f"-C {jump.chain} {jump.rule}" for jump in reversed(jumps)}
+    others = [TableChange(table, extra=[check]) for table, check in firsts.items() if table != nat.table]
+    return [*others, replace(nat, extra=[firsts[nat.table], *nat.extra])]
 
 
 def _families(pods: Sequence[PodPorts]) -> list[Family]:
