@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from agent import notify, startup, startup_resources
+from agent import startup, startup_resources
 from agent.api import resources
 from agent.api.client import ApiClient, PatchKind
 from agent.api.errors import ApiError
@@ -47,6 +47,7 @@ from agent.server.server import KubeletServer
 from agent.services.proxy import ServiceProxy
 from agent.supervision import supervise_all
 from agent.volumes.manager import VolumeManager
+from host import notify
 from host.cgroups import Cgroups
 from host.clocks import SystemClock
 from host.lsm import security_modules

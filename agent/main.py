@@ -122,7 +122,7 @@ async def _run(settings: Settings) -> None:
     try:
         await _start(settings)
     except asyncio.CancelledError:
-        from agent import notify
+        from host import notify
 
         notify.stopping()
 

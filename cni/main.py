@@ -1,7 +1,7 @@
 """The executable `nodelet-cni`: environment and stdin in, one JSON object on stdout, exit status 0 or 1.
 
-See "Section 2: Execution Protocol" of the CNI specification 1.1.0. Everything else is cni.entry. A person who
-runs it by hand gets `--help` and `--version`.
+See "Section 2: Execution Protocol" of the CNI specification 1.1.0. Everything else is cni.entry; a person's
+options go to cni.cli.
 """
 
 from __future__ import annotations
@@ -9,71 +9,46 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 from cni import entry, errors
-from cni.config import SUPPORTED_VERSIONS
 from cni.errors import CniError
-from host.errors import HostError
-
-MAX_CONFIG_BYTES = 4 << 20
-
-
-HELP = """\
-usage: CNI_COMMAND=ADD CNI_CONTAINERID=… CNI_NETNS=… CNI_IFNAME=… nodelet-cni < configuration
-
-CNI plugin of nodelet: a veth pair to the bridge, addresses, masquerading, host ports. Container runtimes call
-it with the environment and input of the CNI specification 1.1.0, section 2. By hand there are only these:
-
-  --install DIR   write the executable into a plugin folder, for instance /opt/cni/bin
-  --version
-  --help
-"""
+from cni.handover import MAX_INPUT_BYTES
 
 
 def main() -> None:
     """Run the command that the environment names, and exit; options are for people."""
-    if sys.argv[1:] in (["--help"], ["-h"]):
-        print(HELP, end="")
-        return
-    if sys.argv[1:] == ["--version"]:
-        from importlib.metadata import version  # not worth its time for those who do not ask
+    if sys.argv[1:]:
+        from cni import cli  # not worth its time for those who do not ask
 
-        print(f"nodelet-cni {version('nodelet')} (CNI {SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]})")
-        return
-    if sys.argv[1:2] == ["--install"]:
-        sys.exit(_install(sys.argv[2:]))
-    status, output = run(os.environ, sys.stdin.buffer)
+        sys.exit(cli.main(sys.argv[1:]))
+    execute(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1))
+
+
+def execute(stdin: bytes, *, broken: bool = False) -> None:
+    """Run the environment's command on this input, print what it gives, and exit.
+
+    Args:
+        broken: a service has had this command and is gone (cni.handover). The runtime is to try again: it
+            takes back first what may have been done.
+    """
+    status, output = run(os.environ, stdin, broken=broken)
     if output:
         sys.stdout.write(json.dumps(output) + "\n")
     sys.stdout.flush()
     os._exit(status)  # everything is on disk and in the kernel: taking the interpreter apart is 5 ms
 
 
-def _install(folders: Sequence[str]) -> int:
-    """Write the executable; the exit status, after one line where it cannot be done."""
-    from cni import launcher  # only for this
-
-    if len(folders) != 1:
-        print("nodelet-cni: --install needs one folder, for instance /opt/cni/bin", file=sys.stderr)
-        return 2
-    try:
-        print(launcher.install(Path(folders[0])))
-    except HostError as exc:
-        print(f"nodelet-cni: {exc}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def run(environment: Mapping[str, str], stdin: BinaryIO) -> tuple[int, dict[str, Any]]:
-    """The exit status and the object to print for one execution."""
+def run(environment: Mapping[str, str], stdin: bytes, *, broken: bool = False) -> tuple[int, dict[str, Any]]:
+    """The exit status and the object to print for one execution. `broken`: see `execute`."""
     version = "1.1.0"
     try:
         command = environment.get("CNI_COMMAND", "")
         config = _read_config(stdin)
         version = str(config.get("cniVersion", version))
+        if broken and command == "ADD":
+            raise CniError(errors.TRY_AGAIN_LATER, "nodelet-cni --serve ended before it had answered")
         result = entry.execute(
             command,
             config=config,
@@ -99,10 +74,9 @@ def parse_args(text: str) -> dict[str, str]:
     return pairs
 
 
-def _read_config(stdin: BinaryIO) -> dict[str, Any]:
-    raw = stdin.read(MAX_CONFIG_BYTES + 1)
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise CniError(errors.DECODE_FAILURE, f"configuration is larger than {MAX_CONFIG_BYTES} bytes")
+def _read_config(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_INPUT_BYTES:
+        raise CniError(errors.DECODE_FAILURE, f"configuration is larger than {MAX_INPUT_BYTES} bytes")
     try:
         config = json.loads(raw or b"{}")
     except (ValueError, RecursionError) as exc:

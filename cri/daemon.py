@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,7 @@ from cri.server.service import register
 from cri.state.store import Store
 from cri.streaming.server import StreamServer
 from cri.streaming.tokens import Tokens
+from host import notify
 from host.cgroups.driver import load as load_cgroups
 from host.clocks import SystemClock
 from host.errors import Busy, InputError
@@ -103,13 +102,13 @@ class Daemon:
             await asyncio.to_thread(compile_default, capabilities=DEFAULT_CAPABILITIES)  # kept for all pods
             await stack.enter_async_context(_grpc_server(core))
             _tell_what_is_missing()
-            _notify("READY=1")
+            notify.ready()
             log.info(
                 "%s serves %s, streams at %s, cgroup driver %s",
                 *(RUNTIME_NAME, settings.listen, stream_url, cgroups.driver),
             )
             await _until(stop, follower)
-            _notify("STOPPING=1")
+            notify.stopping()
             core.events.close()
             with contextlib.suppress(TimeoutError):  # what is not done by then is taken up at the next start
                 await asyncio.wait_for(core.joined.settle(), _SETTLE_SECONDS)
@@ -185,13 +184,3 @@ async def _grpc_server(core: Core) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop(_GRACE_SECONDS)
-
-
-def _notify(words: str) -> None:
-    """Tell systemd (sd_notify(3)), where it started us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(words.encode())

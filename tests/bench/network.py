@@ -1,7 +1,7 @@
-"""How long a CNI plugin takes for one pod: nodelet-cni, in the runtime's process and executed, beside the
-reference plugins bridge, host-local and portmap.
+"""How long a CNI plugin takes for a pod: nodelet-cni in the runtime's process, and executed (served, alone),
+beside the reference plugins bridge, host-local and portmap.
 
-The same caller (nodelet-cri's) runs all three in turns, on a namespace made before the clock starts. The
+The same caller (nodelet-cri's) runs all in turns, on a namespace made before the clock starts. The
 reference is configured for what ours does: gateway, hairpin, masquerading, host ports. What it does not do
 (spoof protection, ready neighbour entries) is in our figures all the same.
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ from tests.bench.report import Figure, percentile
 from tests.bench.runtime import throw_away_namespaces
 
 PODS = 30
-_EXECUTED = "nodelet-cni-executed"
+_ALONE, _SERVED = "nodelet-cni-alone", "nodelet-cni-served"
+_WAYS = {"nodelet-cni": "in-process", _SERVED: "executed, served", _ALONE: "executed, alone"}
 _PORTS = {False: "", True: " with a host port"}
 
 
@@ -46,8 +50,9 @@ def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
     with throw_away_namespaces() as folder:
         bin_dir = folder / "bin"
         bin_dir.mkdir()
-        launcher.install(bin_dir).rename(bin_dir / _EXECUTED)
-        sides = [_ours(folder, "nodelet-cni"), _ours(folder, _EXECUTED)]
+        for kind in (_ALONE, _SERVED):
+            launcher.install(bin_dir, socket=folder / kind).rename(bin_dir / kind)
+        sides = [_ours(folder, number, kind) for number, kind in enumerate(_WAYS, 1)]
         reference = [lab.binary(versions.REFERENCE_CNI, name) for name in ("bridge", "host-local", "portmap")]
         if all(path.exists() for path in reference):
             for path in reference:
@@ -55,15 +60,27 @@ def run(lab: Layout, *, say: Callable[[str], None]) -> list[Figure]:
             sides.append(_reference(folder))
         say(f"{PODS} pods for each of {len(sides)} plugin chains, in turns, without and with a host port")
         network = Network(conf_dir=folder, bin_dir=bin_dir)
-        asyncio.run(_measure(network, sides, folder))
+        with _service(folder / _SERVED):
+            asyncio.run(_measure(network, sides, folder))
     return [
         figure for port in _PORTS for command in ("ADD", "DEL") for figure in _figures(sides, command, port)
     ]
 
 
-def _ours(folder: Path, kind: str) -> Side:
+@contextmanager
+def _service(path: Path) -> Iterator[None]:
+    """`nodelet-cni --serve`, listening when the block begins."""
+    with subprocess.Popen([sys.executable, "-m", "cni.main", "--serve", "--socket", str(path)]) as process:
+        try:
+            while not path.exists() and process.poll() is None:
+                time.sleep(0.01)
+            yield
+        finally:
+            process.terminate()
+
+
+def _ours(folder: Path, number: int, kind: str) -> Side:
     """Our plugin, by the name that makes the caller take it in-process or execute it."""
-    number = 1 if kind == _EXECUTED else 2
     conflist = parse_conflist(
         render_conflist(
             [f"10.100.{number}.0/24"],
@@ -80,7 +97,7 @@ def _ours(folder: Path, kind: str) -> Side:
 def _reference(folder: Path) -> Side:
     ipam = {
         "type": "host-local",
-        "ranges": [[{"subnet": "10.100.3.0/24"}]],
+        "ranges": [[{"subnet": "10.100.9.0/24"}]],
         "routes": [{"dst": "0.0.0.0/0"}],
         "dataDir": str(folder / "reference"),
     }
@@ -123,13 +140,13 @@ async def _one(network: Network, side: Side, pod: PodNetwork) -> dict[str, float
 
 
 def _figures(sides: Sequence[Side], command: str, port: bool) -> list[Figure]:
-    stock = sides[2].median(command, port) if len(sides) > 2 else None
+    ours, others = sides[: len(_WAYS)], sides[len(_WAYS) :]
     return [
         Figure(
             what=f"CNI {command}{_PORTS[port]}, {how}, p50",
             ours=side.median(command, port),
-            stock=stock,
+            stock=others[0].median(command, port) if others else None,
             unit="ms",
         )
-        for how, side in zip(("in-process", "executed"), sides, strict=False)
+        for how, side in zip(_WAYS.values(), ours, strict=True)
     ]

@@ -8,13 +8,14 @@ import stat
 import pytest
 import yaml
 
-from agent import logs, main, notify
+from agent import logs, main
 from agent.api import certificates, kubeconfig, yamldoc
 from agent.api.sources import live_references
 from agent.api.structs import ConfigMapVolumeSource, ObjectMeta, Pod, PodSpec, SecretVolumeSource, Volume
 from agent.config import durations, flags, load
 from agent.node import bootstrap
 from agent.supervision import supervise
+from host import notify
 from host.errors import InputError
 
 

@@ -1,14 +1,13 @@
 """Strict reading of the network configuration, and the conflist the agent writes."""
 
-import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from cni import cli, entry, errors, launcher, main
 from cni import config as configs
-from cni import entry, errors, launcher, main
 from cni.config import Attachment
 from cni.errors import CniError
 from cni.runtimeconfig import PortMapping, Rate, RuntimeConfig
@@ -164,7 +163,7 @@ def test_conflist_without_a_range_says_what_to_do():
 
 
 def run(stdin, **environment):
-    return main.run({f"CNI_{key}": value for key, value in environment.items()}, io.BytesIO(stdin))
+    return main.run({f"CNI_{key}": value for key, value in environment.items()}, stdin)
 
 
 @pytest.mark.parametrize("stdin", [b"{", b"[]", b"\xff", b"[" * 100_000, b" " * (5 << 20)])
@@ -213,19 +212,28 @@ def test_the_executable_that_is_installed_answers(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_installing_by_hand(tmp_path, monkeypatch, capsys):
-    for argv, status in (
-        (["--install"], 2),
-        (["--install", f"{tmp_path}/no"], 1),
-        (["--install", str(tmp_path)], 0),
-    ):
-        monkeypatch.setattr("sys.argv", ["nodelet-cni", *argv])
-        with pytest.raises(SystemExit) as ended:
-            main.main()
-        assert ended.value.code == status
+def test_installing_by_hand(tmp_path, capsys):
+    assert cli.main(["--install", f"{tmp_path}/no"]) == 1
+    assert cli.main(["--install", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path}/nodelet-cni\n"
-    assert "needs one folder" in err and "no such file or directory" in err
+    assert "no such file or directory" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--install"], "expected one argument"),
+        (["--instal", "x", "--serve"], "not allowed with"),
+        (["--socket", "x"], "one of the arguments --install --serve is required"),
+        (["ADD"], "one of the arguments"),
+    ],
+)
+def test_wrong_options(argv, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_executable_imports_little():

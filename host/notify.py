@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 def send(message: str, *, address: str | None = None) -> None:
-    """Send one datagram to the init system's socket.
+    """Send one datagram to the init system's socket; whoever does not listen to it is not worth a crash.
 
     Args:
         message: such as "READY=1".
@@ -17,7 +18,7 @@ def send(message: str, *, address: str | None = None) -> None:
     if not address:
         return
     target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
         sender.sendto(message.encode(), target)
 
 
