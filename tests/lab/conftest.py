@@ -38,6 +38,9 @@ class LabCluster:
     def node(self, node: str, *argv: str, check: bool = True) -> str:
         return self.lab.shell(node, *argv, check=check)
 
+    def node_command(self, node: str, *argv: str) -> list[str]:
+        return [*self.lab.machine(node).enter(), *argv]
+
     def outside(self, *argv: str) -> str:
         return self.lab.shell(CONTROL, *argv)
 

@@ -30,6 +30,9 @@ class Cluster(Protocol):
     def node(self, node: str, *argv: str, check: bool = True) -> str:
         """What a program prints, run in a node's namespaces."""
 
+    def node_command(self, node: str, *argv: str) -> list[str]:
+        """The command line that runs a program in a node's namespaces, for programs that are to go on."""
+
     def outside(self, *argv: str) -> str:
         """What a program prints, run beside the nodes: in the control plane's network namespace."""
 
