@@ -4,6 +4,7 @@
     nodelet run --standalone --manifests=DIR
     nodelet why POD, nodelet pods
     nodelet net ls, nodelet net peers, nodelet net trace FROM TO
+    nodelet preflight
     nodelet --version
 
 A call that begins with a flag means `run`, because that is how kubelet's service units are written. Importing
@@ -35,6 +36,7 @@ usage:
   nodelet why [NAMESPACE/]POD                               what happened to a pod, what is in its way
   nodelet pods                                              every pod as the node itself sees it
   nodelet net ls | peers | trace FROM TO[:PORT]             the pod network in this node's kernel
+  nodelet preflight                                         is this machine fit to be a node?
   nodelet --version
 
 Needs root and a CRI runtime at its socket: start nodelet-cri too.
@@ -69,7 +71,7 @@ Any other flag of kubelet that sets a field of KubeletConfiguration may be given
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; answers its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] not in (["why"], ["pods"], ["net"]) and (
+    if words[:1] not in (["why"], ["pods"], ["net"], ["preflight"]) and (
         words[:1] == ["help"] or {"--help", "-h"} & set(words)
     ):
         print(HELP, end="")
@@ -84,12 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             from agent.explain import command
 
             return command.main(words)
+        if words and words[0] == "preflight":
+            from agent import checkup
+
+            return checkup.main(words[1:])
         if words and words[0] == "net":
             from agent.explain import netcommand
 
             return netcommand.main(words[1:])
         if words and words[0] != "run" and not words[0].startswith("-"):
-            raise InputError(f"unknown command {words[0]!r}: use run, why, pods, net, --version or --help")
+            raise InputError(
+                f"unknown command {words[0]!r}: use run, why, pods, net, preflight, --version or --help"
+            )
         return run(words[1:] if words[:1] == ["run"] else words)
     except (InputError, HostError) as exc:
         print(f"nodelet: {exc}", file=sys.stderr)

@@ -5,6 +5,7 @@ Works on cgroup v2, v1 and the hybrid of both. Not for what nodes do below their
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deploy.labkit.errors import LabError
+from deploy.labkit.processes import start_time
 
 PROGRAMS = "daemons"
 """The leaf below a machine's root where its own programs are; pods are beside it."""
@@ -53,6 +55,29 @@ def _pass_down(place: Path) -> None:
         # cpu is refused while real-time processes are about; a node copes with its absence.
         with suppress(OSError):
             (place / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def first_process(relative: str, container_id: str) -> int | None:
+    """The PID of a container's oldest process, found below a cgroup; None when it has none.
+
+    Args:
+        relative: of a node.
+        container_id: with or without the runtime's name before it.
+    """
+    plain = container_id.rpartition("/")[2]
+    for mount in hierarchies():
+        for folder in (mount / relative.strip("/")).rglob(f"*{plain}*"):
+            try:
+                pids = list(map(int, (folder / "cgroup.procs").read_text().split()))
+            except OSError as exc:  # removed while we looked
+                if exc.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+                continue
+            # The oldest one, not the lowest: process ids start again at the bottom.
+            ages = [(started, pid) for pid in pids if (started := start_time(pid)) is not None]
+            if ages:
+                return min(ages)[1]
+    return None
 
 
 def joined(relative: str) -> list[Path]:

@@ -3,7 +3,6 @@
 Set NODELET_LAB_NAME to use (and keep) a lab that is up already: handy while writing tests.
 """
 
-import errno
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from kit import Namespace, until
 
-from deploy.labkit import cgroups, leaks, nodes, processes
+from deploy.labkit import cgroups, leaks, nodes
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import CONTROL, SWITCH, Layout
 from deploy.labkit.progress import Progress
@@ -49,19 +48,7 @@ class LabCluster:
         return self.lab.shell(SWITCH, *argv)
 
     def pid_of(self, container_id: str, *, node: str) -> int | None:
-        plain = container_id.rpartition("/")[2]
-        for mount in cgroups.hierarchies():
-            for folder in (mount / self.lab.layout.node_cgroup(node).strip("/")).rglob(f"*{plain}*"):
-                try:
-                    pids = list(map(int, (folder / "cgroup.procs").read_text().split()))
-                except OSError as exc:  # removed while we looked
-                    assert exc.errno in (errno.ENOENT, errno.ENODEV), exc
-                    continue
-                # The oldest one, not the lowest: process ids start again at the bottom.
-                ages = [(started, pid) for pid in pids if (started := processes.start_time(pid)) is not None]
-                if ages:
-                    return min(ages)[1]
-        return None
+        return cgroups.first_process(self.lab.layout.node_cgroup(node), container_id)
 
     @contextmanager
     def killed(self, node: str, *programs: str):
