@@ -204,10 +204,7 @@ def nftables_generation() -> int:
     kind = (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETGEN
     body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
     try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        with sock:
-            sock.settimeout(_ANSWER_SECONDS)
-            sock.bind((0, 0))
+        with _netfilter_socket() as sock:
             sock.send(_HEADER.pack(_HEADER.size + len(body), kind, rtnl.NLM_F_REQUEST, 1, 0) + body)
             data = sock.recv(8192)
     except OSError as exc:
@@ -221,3 +218,33 @@ def nftables_generation() -> int:
             return int(struct.unpack_from(">I", data, start + 4)[0])
         start += (max(length, 4) + 3) & ~3
     raise NotFound(errno.ENOENT, "read the nftables generation", "the kernel's answer has none")
+
+
+def netfilter_batch(batch: bytes, count: int, what: str) -> list[int]:
+    """Send a batch of nfnetlink messages (all or nothing); the errno of each of `count` that asked for an
+    answer, 0 where it was taken. In the calling thread's network namespace.
+
+    Raises:
+        HostError: it cannot be sent, or is not answered.
+    """
+    codes: list[int] = []
+    try:
+        with _netfilter_socket() as sock:
+            sock.send(batch)
+            while len(codes) < count:
+                data, start = sock.recv(_RECEIVE_BYTES), 0
+                while start + _HEADER.size + _ERROR.size <= len(data):
+                    length, kind, *_ = _HEADER.unpack_from(data, start)
+                    if kind == rtnl.NLMSG_ERROR:
+                        codes.append(-_ERROR.unpack_from(data, start + _HEADER.size)[0])
+                    start += (max(length, _HEADER.size) + 3) & ~3
+    except OSError as exc:
+        raise from_oserror(exc, what) from exc
+    return codes
+
+
+def _netfilter_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    sock.settimeout(_ANSWER_SECONDS)
+    sock.bind((0, 0))
+    return sock

@@ -32,6 +32,8 @@ from host.rules.nft import TableState
 log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "on", "off"]
+_FEW = 256
+"""So many elements, and nothing else, are written without executing nft."""
 _NOBODY = "metadata.name=nodelet-asks-whether-it-may-list"
 
 
@@ -221,22 +223,26 @@ class PolicyAgent:
 
     async def _write(self, table: TableState) -> None:
         whole = self._table is not table
-        text = table.whole() if whole else table.changes()
-        if not text:
+        elements = None if whole else table.element_changes()
+        few = elements is not None and len(elements) <= _FEW
+        text = "" if few else table.whole() if whole else table.changes()
+        if not (text or elements):
             return
+        content = table.content if whole else None
         table.mark_written()
         self._table, self._cleared = None, False  # unknown while it is under way
         began = self._clock.monotonic()
-        content = table.content if whole else None
-        await asyncio.to_thread(self._kernel.write, text, whole=content)
+        if elements is not None and few:
+            await asyncio.to_thread(self._kernel.write_elements, elements)
+        else:
+            await asyncio.to_thread(self._kernel.write, text, whole=content)
         self._table = table
-        self._metrics.written(self._clock.monotonic() - began, whole=whole)
+        seconds = self._clock.monotonic() - began
+        self._metrics.written(seconds, whole=whole)
+        size = len(elements or ()) if few else len(text)
+        level = logging.INFO if whole else logging.DEBUG
         log.log(
-            logging.INFO if whole else logging.DEBUG,
-            "policies written whole=%s bytes=%d seconds=%.3f",
-            whole,
-            len(text),
-            self._clock.monotonic() - began,
+            level, "policies written whole=%s elements=%s size=%d seconds=%.3f", whole, few, size, seconds
         )
 
     # --- looking ------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from agent.policy import rules
 from host.netlink import nftables_generation
-from host.rules import nft
+from host.rules import nft, nftelements
 from host.rules.nft import Content
+from host.rules.nftelements import Change
 
 BRIDGE_SWITCHES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
@@ -23,6 +25,9 @@ class Kernel(Protocol):
     def write(self, text: str, *, whole: Content | None = None) -> None:
         """Apply a transaction of the table, all or nothing; `whole` is what the table holds after one that
         made it anew. Raises HostError."""
+
+    def write_elements(self, changes: Sequence[Change]) -> None:
+        """Apply changes of elements, all or nothing. Raises HostError."""
 
     def touched(self) -> bool:
         """Whether anybody else has made a transaction, of any table, since the last write or comparison.
@@ -52,13 +57,21 @@ class NftKernel:
 
     def write(self, text: str, *, whole: Content | None = None) -> None:
         """See Kernel."""
+        self._follow(lambda: nft.apply(text))
+        if self._doubtful and whole is not None:
+            self._learn(whole)
+
+    def write_elements(self, changes: Sequence[Change]) -> None:
+        """See Kernel."""
+        self._follow(lambda: nftelements.apply(rules.TABLE, changes))
+
+    def _follow(self, write: Callable[[], None]) -> None:
+        """Make a transaction and remember its generation, if nobody else made one at the same time."""
         before, self._generation = nftables_generation(), None
-        nft.apply(text)
+        write()
         after = nftables_generation()
         # One step is ours; more, and somebody else wrote at the same time.
         self._generation = after if after == before + 1 else None
-        if self._doubtful and whole is not None:
-            self._learn(whole)
 
     def _learn(self, written: Content) -> None:
         """How nft lists what was just written, after it was listed in words that were not ours."""

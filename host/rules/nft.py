@@ -19,6 +19,7 @@ from typing import Literal
 from host import processes
 from host.errors import InputError
 from host.processes import ProcessFailed
+from host.rules.nftelements import Change
 
 Family = Literal["inet", "ip", "ip6", "bridge"]
 
@@ -170,6 +171,24 @@ class TableState:
         lines += [f"delete chain {where} {name}" for name in gone]
         lines += [f"delete set {where} {name}" for name in old_sets if name not in self._sets]
         return _joined(lines)
+
+    def element_changes(self) -> list[Change] | None:
+        """The same as elements, where nothing but elements changed; None where something else did."""
+        if self._written_sets.keys() != self._sets.keys() or any(
+            self._written_sets[name] != one.type for name, one in self._sets.items()
+        ):
+            return None
+        old = self._written_chains
+        if old.keys() != self._chains.keys() or any(
+            old[name] is not chain and old[name] != chain for name, chain in self._chains.items()
+        ):
+            return None
+        changes = []
+        for name, touched in self._touched.items():
+            there = self._sets[name].counts
+            changes += [Change(name, e, remove=True) for e, was in touched.items() if was and e not in there]
+            changes += [Change(name, e) for e, was in touched.items() if not was and e in there]
+        return changes
 
     def mark_written(self) -> None:
         """The kernel holds what is wanted now."""

@@ -57,9 +57,13 @@ def run(layout: Layout, *, say: Callable[[str], None]) -> list[Figure]:
     kernel, picture = NftKernel(), Picture()
 
     def write(whole: bool = False) -> None:
+        elements = None if whole else picture.table.element_changes()
         text = picture.table.whole() if whole else picture.table.changes()
         picture.table.mark_written()
-        kernel.write(text)
+        if elements is None:
+            kernel.write(text)
+        else:
+            kernel.write_elements(elements)
 
     def median(change: Callable[[int], None]) -> float:
         return statistics.median(

@@ -141,13 +141,56 @@ def test_rules_let_through_what_they_name(net: Net) -> None:
         assert verdict.judge(listed, flow).passes is (port != 93)
     net.pods["far"]["labels"] = {"app": "other"}
     net.picture.put_pod(fact(net.pods["far"]))
-    net.near.run(lambda: net.kernel.write(net.picture.table.changes()))
+    changes = net.picture.table.element_changes()
+    assert changes
+    net.near.run(lambda: net.kernel.write_elements(changes))
     assert not net.reaches("far", "db", 8080)
     blocks = [{"ipBlock": {"cidr": "10.244.0.0/16", "except": ["10.244.2.0/24"]}}]
     net.enforce(policy("p", **DB, ingress=[{"from": blocks}]))
     assert net.reaches("web", "db")
     assert not net.reaches("far", "db")
     assert ping(net.where["web"], net.ip("db"))
+
+
+def test_each_family_of_a_dual_stack_pod_is_judged_by_itself(net: Net) -> None:
+    four = {"ipBlock": {"cidr": "10.244.0.0/16"}}
+    six = {"ipBlock": {"cidr": "fd00:1::/64", "except": [f"{net.ip('web', 6)}/128"]}}
+    net.enforce(policy("p", **DB, ingress=[{"from": [four]}]))
+    assert net.reaches("web", "db")
+    assert not net.reaches("web", "db", family=6)
+    net.enforce(policy("p", **DB, ingress=[{"from": [six]}]))
+    assert not net.reaches("web", "db")
+    assert not net.reaches("web", "db", family=6)
+    net.enforce(policy("p", **DB, ingress=[{"from": [{"ipBlock": {"cidr": "fd00:1::/64"}}]}]))
+    assert not net.reaches("web", "db")
+    assert net.reaches("web", "db", family=6)
+    net.enforce(policy("p", **DB, ingress=[{"from": [WEB], "ports": [{"port": "http"}]}]))
+    for family in (4, 6):
+        assert net.reaches("web", "db", 8080, family)
+        assert not net.reaches("web", "db", 8081, family)
+    net.enforce(policy("p", **WEB, policyTypes=["Egress"], egress=[{"to": [{"ipBlock": {"cidr": "::/0"}}]}]))
+    assert not net.reaches("web", "db")
+    assert net.reaches("web", "db", family=6)
+
+
+def test_an_ipv6_pod_finds_its_neighbours_whatever_the_policies(net: Net) -> None:
+    """Neighbour discovery is ICMPv6 and belongs to the link: a policy that dropped it would cut pods off."""
+    net.enforce(policy("p", **DB, ingress=[{"from": [WEB]}]), policy("q", **WEB, ingress=[]))
+    for pod in ("web", "db"):
+        netns.run_in(net.where[pod], lambda: processes.run(["ip", "-6", "neigh", "flush", "dev", "eth0"]))
+    assert net.reaches("web", "db", family=6)
+    with net.listen("db", 8080, family=6) as server:
+        client = net.connect(net.where["web"], net.ip("db", 6), 8080)
+        assert client is not None
+        peer, _ = server.accept()
+        with client, peer:
+            client.sendall(b"before")
+            assert peer.recv(10) == b"before"
+            peer.settimeout(1.0)
+            net.enforce(policy("deny", **DB))
+            client.sendall(b"after")
+            with pytest.raises(TimeoutError):
+                peer.recv(10)
 
 
 def test_existing_connections_follow_the_policies_in_both_directions(net: Net) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agent.policy import verdict
+from agent.policy import rules, verdict
 from agent.policy.verdict import Flow, Rules
 from host.errors import HostError
 from host.rules.nft import Content
+from host.rules.nftelements import Change
 
 
 @dataclass
@@ -53,6 +55,15 @@ class FakeNft:
         self.table = work
 
     apply = write
+
+    def write_elements(self, changes: Sequence[Change]) -> None:
+        ordered = sorted(changes, key=lambda change: not change.remove)
+        lines = (
+            f"{'delete' if one.remove else 'add'} element inet {rules.TABLE} {one.name} "
+            f"{{ {one.element.partition(' : ')[0] if one.remove else one.element} }}\n"
+            for one in ordered
+        )
+        self.write("".join(lines))
 
     def touched(self) -> bool:
         return self.meddled
