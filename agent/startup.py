@@ -367,6 +367,7 @@ def log_rotation(settings: Settings, *, pods: PodManager, runtime: Runtime, cloc
         failures=(RuntimeFailure, OSError),
         max_bytes=int(settings.kubelet.container_log_max_size),
         max_files=settings.kubelet.container_log_max_files,
+        interval=float(settings.kubelet.container_log_monitor_interval),
     )
 
 

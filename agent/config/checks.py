@@ -1,4 +1,4 @@
-"""Checks of KubeletConfiguration's fields on eviction, garbage collection, reservations and shutdown. Pure.
+"""Checks of KubeletConfiguration on eviction, garbage collection, reservations, logs and shutdown. Pure.
 
 Source: pkg/kubelet/apis/config/validation/validation.go (v1.37).
 """
@@ -47,6 +47,7 @@ def check_resources(config: KubeletConfiguration, where: str) -> None:
     if config.memory_swap.swap_behavior not in ("", "NoSwap", "LimitedSwap"):
         behaviour = config.memory_swap.swap_behavior
         raise InputError(f"{where}: memorySwap.swapBehavior must be NoSwap or LimitedSwap, not {behaviour!r}")
+    _check_logs(config, where)
     _check_shutdown(config, where)
 
 
@@ -72,6 +73,15 @@ def _check_reserved(config: KubeletConfiguration) -> None:
     ):
         if word in enforced and not cgroup:
             raise ValueError(f"enforceNodeAllocatable {word} needs {field}: name the cgroup to limit")
+
+
+def _check_logs(config: KubeletConfiguration, where: str) -> None:
+    if config.container_log_max_files < 2:
+        raise InputError(
+            f"{where}: containerLogMaxFiles must be 2 or more: one is written while another is kept"
+        )
+    if config.container_log_monitor_interval < 3:
+        raise InputError(f"{where}: containerLogMonitorInterval must be 3s or more")
 
 
 def _check_shutdown(config: KubeletConfiguration, where: str) -> None:

@@ -117,7 +117,6 @@ UNUSED = frozenset(
         "imageServiceEndpoint",
         "failCgroupV1",
         "containerLogMaxWorkers",
-        "containerLogMonitorInterval",
         "enableControllerAttachDetach",
         "logging",
     ]
@@ -247,6 +246,7 @@ class KubeletConfiguration(Section, frozen=True, kw_only=True):
     cpu_cfs_quota_period: Duration = msgspec.field(default=Duration(0.1), name="cpuCFSQuotaPeriod")
     container_log_max_size: Size = Size(10 << 20)
     container_log_max_files: int = 5
+    container_log_monitor_interval: Duration = Duration(10)
     allowed_unsafe_sysctls: tuple[str, ...] = ()
     seccomp_default: bool = False
     crash_loop_back_off: CrashLoopBackOff = CrashLoopBackOff()

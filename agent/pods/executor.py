@@ -263,9 +263,10 @@ class Executor:
         )
         try:
             await within(self.ports.clock, left, hook)
-        except (HookFailed, TimeoutError):
-            # The message may hold the application's secrets, so the event does not repeat it.
-            self.say(pod, "Warning", "FailedPreStopHook", "PreStopHook failed", container=container.name)
+        except (HookFailed, TimeoutError) as exc:
+            how = exc.how if isinstance(exc, HookFailed) else "it did not end within the grace period"
+            text = f"PreStopHook failed: {how}"
+            self.say(pod, "Warning", "FailedPreStopHook", text, container=container.name)
 
     async def stop_sandbox(self, pod: Pod, action: actions.StopSandbox) -> None:
         """StopSandbox."""

@@ -19,7 +19,15 @@ _HOOK_TIMEOUT = 30.0
 
 
 class HookFailed(Exception):
-    """The handler did not succeed; the text says how, and may hold the container's own output."""
+    """The handler did not succeed; the text says how, and may hold the container's own output.
+
+    Attributes:
+        how: the text without that output, for events, which more people read than logs.
+    """
+
+    def __init__(self, how: str, *, output: str = "") -> None:
+        super().__init__(f"{how}: {output}" if output else how)
+        self.how = how
 
 
 class ExecPort(Protocol):
@@ -53,7 +61,7 @@ async def _exec(runtime: ExecPort, container_id: str, command: Sequence[str]) ->
         raise HookFailed(f"exec hook: {exc}") from exc
     if done.exit_code != 0:
         tail = (done.stderr or done.stdout)[-512:].decode(errors="replace")
-        raise HookFailed(f"exec hook exited with {done.exit_code}: {tail}")
+        raise HookFailed(f"exec hook exited with {done.exit_code}", output=tail)
 
 
 async def _http_get(action: HTTPGetAction, container: Container, pod_ip: str) -> None:

@@ -120,7 +120,8 @@ async def _post_start(
             clock=executor.ports.clock,
         )
     except HookFailed as exc:
-        executor.say(pod, "Warning", "FailedPostStartHook", "PostStartHook failed", container=container.name)
+        text = f"PostStartHook failed: {exc.how}"
+        executor.say(pod, "Warning", "FailedPostStartHook", text, container=container.name)
         memory.condemned[container_id] = actions.Condemned(
             "FailedPostStartHook", float(spec.grace_seconds(pod))
         )

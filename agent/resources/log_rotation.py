@@ -23,6 +23,7 @@ from host.clocks import Clock
 
 log = logging.getLogger(__name__)
 CHECK_SECONDS = 10.0
+"""containerLogMonitorInterval unless it is set."""
 _TEMPORARY = ".tmp"
 
 
@@ -60,6 +61,7 @@ class LogRotation:
         reopen: makes the runtime open a container's log anew.
         failures: what `reopen` raises; OSError belongs to it, since files may be in the way as well.
         max_bytes, max_files: containerLogMaxSize and containerLogMaxFiles.
+        interval: containerLogMonitorInterval, in seconds.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class LogRotation:
         failures: tuple[type[Exception], ...],
         max_bytes: int,
         max_files: int,
+        interval: float = CHECK_SECONDS,
     ) -> None:
         self._clock = clock
         self._logs = logs
@@ -78,11 +81,12 @@ class LogRotation:
         self._failures = failures
         self._max_bytes = max_bytes
         self._max_files = max_files
+        self._interval = interval
 
     async def run(self) -> None:
         """Rotate until cancelled."""
         while True:
-            await self._clock.sleep(CHECK_SECONDS)
+            await self._clock.sleep(self._interval)
             for container_id, path in list(self._logs()):
                 try:
                     if _size(path) >= self._max_bytes:

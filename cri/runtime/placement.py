@@ -141,6 +141,8 @@ def _oci_message(
 ) -> dict[str, Any]:
     from cri.runtime.oci import config
 
+    if "hugetlb" not in cgroups.controllers:  # the kubelet forbids huge pages to every pod; nobody can here
+        resources = replace(resources, hugepage_limits={})
     return config.message(
         spec,
         places,

@@ -10,6 +10,7 @@ import uuid
 from contextlib import contextmanager
 
 import pytest
+import yaml
 from kit import Namespace, until
 
 from deploy.labkit import cgroups, leaks, nodes
@@ -60,6 +61,19 @@ class LabCluster:
             for program in programs:
                 self.lab.start(node, program)
             until(f"{node} at work again", lambda: self._healthy(node))
+
+    @contextmanager
+    def configured(self, node: str, **fields: object):
+        """The agent of a node with these fields in its KubeletConfiguration; at the end as before."""
+        path = self.lab.layout.machine(node) / "var/lib/kubelet/config.yaml"
+        before = path.read_text()
+        try:
+            with self.killed(node, "nodelet"):
+                path.write_text(yaml.safe_dump(yaml.safe_load(before) | fields))
+            yield
+        finally:
+            with self.killed(node, "nodelet"):
+                path.write_text(before)
 
     @contextmanager
     def without_api(self):

@@ -42,6 +42,9 @@ class Cluster(Protocol):
     def killed(self, node: str, *programs: str) -> AbstractContextManager[None]:
         """kill -9 these programs ("nodelet", "nodelet-cri"); at the end they run again and are ready."""
 
+    def configured(self, node: str, **fields: object) -> AbstractContextManager[None]:
+        """The agent of a node with these fields in its KubeletConfiguration; at the end as before."""
+
     def without_api(self) -> AbstractContextManager[None]:
         """kill -9 the API server; at the end it is back and answers."""
 

@@ -1,4 +1,4 @@
-"""Rows B21, B22, B38: what a container finds in itself - names, variables, its account's token."""
+"""Rows B21, B22, B23, B38: what a container finds in itself - names, variables, its account's token."""
 
 import json
 import sys
@@ -88,6 +88,76 @@ def test_b22_variables(ns):
     assert {name: env.get(name) for name in expected} == expected
     assert env["SUM"] == "1-$(COLOR)-$(PLAIN)-$(NONE)"
     assert "OPT" not in env
+
+
+def test_b22_variables_of_a_file_that_an_init_container_wrote(ns):
+    mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    reference = {"fileKeyRef": {"volumeName": "v", "path": "made/env", "key": "TOKEN"}}
+    absent = {"fileKeyRef": {**reference["fileKeyRef"], "key": "NONE", "optional": True}}
+    write = container("mkdir /v/made; echo \"TOKEN='s3 cret'\" > /v/made/env", name="write", **mount)
+    sees = container(env=[{"name": "A", "valueFrom": reference}, {"name": "B", "valueFrom": absent}])
+    needs = container(
+        env=[{"name": "A", "valueFrom": {"fileKeyRef": {**absent["fileKeyRef"], "optional": False}}}]
+    )
+    spec = {"volumes": [{"name": "v", "emptyDir": {}}], "initContainers": [write]}
+    ns.apply(pod("sees", sees, **spec), pod("needs", needs, **spec))
+    ns.wait_running("sees")
+    assert ns.sh("sees", "echo $A; env | grep -c ^B=", check=False).splitlines() == ["s3 cret", "0"]
+    blocked = ns.wait_pod("needs", "blocked", lambda p: waiting_reason(p) == "CreateContainerConfigError")
+    assert "NONE" in waiting_message(blocked) and "made/env" in waiting_message(blocked)
+
+
+def test_b23_every_service_of_the_namespace_has_its_variables(ns):
+    web = service("web-app", "x")
+    web["spec"]["ports"] = [
+        {"name": "http", "port": 80, "targetPort": 8080},
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+    ]
+    ns.apply(web, service("headless", "x", clusterIP="None"))
+    address = ns.get("service", "web-app")["spec"]["clusterIP"]
+    # A node hears of a service a moment later than the API; pods know those that exist when they start.
+    rule = f"-d {address}/32"
+    until("the service on the node", lambda: rule in ns.cluster.node("n1", "iptables-save"))
+    ns.apply(
+        pod("links", container(), node="n1"), pod("none", container(), node="n1", enableServiceLinks=False)
+    )
+
+    def variables(name):
+        ns.wait_running(name)
+        lines = ns.kubectl("exec", name, "--", "env").splitlines()
+        env = dict(line.split("=", 1) for line in lines if "=" in line)
+        return {
+            key: value
+            for key, value in env.items()
+            if key.startswith(("WEB_APP_", "HEADLESS", "KUBERNETES_"))
+        }
+
+    master = {
+        "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+        "KUBERNETES_SERVICE_PORT": "443",
+        "KUBERNETES_SERVICE_PORT_HTTPS": "443",
+        "KUBERNETES_PORT": "tcp://10.96.0.1:443",
+        "KUBERNETES_PORT_443_TCP": "tcp://10.96.0.1:443",
+        "KUBERNETES_PORT_443_TCP_PROTO": "tcp",
+        "KUBERNETES_PORT_443_TCP_PORT": "443",
+        "KUBERNETES_PORT_443_TCP_ADDR": "10.96.0.1",
+    }
+    assert variables("none") == master
+    assert variables("links") == master | {
+        "WEB_APP_SERVICE_HOST": address,
+        "WEB_APP_SERVICE_PORT": "80",
+        "WEB_APP_SERVICE_PORT_HTTP": "80",
+        "WEB_APP_SERVICE_PORT_DNS": "53",
+        "WEB_APP_PORT": f"tcp://{address}:80",
+        "WEB_APP_PORT_80_TCP": f"tcp://{address}:80",
+        "WEB_APP_PORT_80_TCP_PROTO": "tcp",
+        "WEB_APP_PORT_80_TCP_PORT": "80",
+        "WEB_APP_PORT_80_TCP_ADDR": address,
+        "WEB_APP_PORT_53_UDP": f"udp://{address}:53",
+        "WEB_APP_PORT_53_UDP_PROTO": "udp",
+        "WEB_APP_PORT_53_UDP_PORT": "53",
+        "WEB_APP_PORT_53_UDP_ADDR": address,
+    }
 
 
 def test_b22_a_missing_key_is_named_and_waited_for(ns):

@@ -1,8 +1,10 @@
-"""Rows A08, A13, B12, B13, B30 to B34, B36: order, restarts, refusals and identities of pods."""
+"""Rows A07, A08, B12, B13, B30 to B34, B36: order, restarts, refusals and identities of pods."""
 
 import json
 
 from kit import BUSYBOX, container, container_status, pod, until, waiting_reason
+
+from agent.api import quantity
 
 
 def statuses(found, kind="containerStatuses"):
@@ -109,6 +111,26 @@ def test_a08_what_the_node_cannot_take_is_failed_with_the_reason(ns):
         status = ns.wait_phase(name, "Failed")["status"]
         assert (status["reason"], status["message"].startswith("Pod was rejected: ")) == (reason, True)
     assert "Node didn't have enough resource: cpu" in ns.pod("cpu")["status"]["message"]
+
+
+def test_a_critical_pod_makes_room_for_itself(ns):
+    node = json.loads(ns.kubectl("get", "node", "n1", "-o", "json"))
+    share = int(float(quantity.parse(node["status"]["allocatable"]["cpu"])) * 600)
+    asks = {"resources": {"requests": {"cpu": f"{share}m"}}}
+    ns.apply(pod("victim", container(**asks), nodeName="n1"), pod("free", container(), nodeName="n1"))
+    ns.wait_running("victim")
+    ns.wait_running("free")
+    ns.apply(
+        pod("ordinary", container(**asks), nodeName="n1"),
+        pod("critical", container(**asks), nodeName="n1", priorityClassName="system-node-critical"),
+    )
+    ended = ns.wait_phase("victim", "Failed")["status"]
+    assert (ended["reason"], ended["message"]) == ("Preempting", "Preempted in order to admit critical pod")
+    kinds = {c["type"]: c.get("reason") for c in ended["conditions"]}
+    assert kinds["DisruptionTarget"] == "TerminationByKubelet"
+    ns.wait_running("critical")
+    assert ns.wait_phase("ordinary", "Failed")["status"]["reason"] == "OutOfcpu"
+    assert ns.wait_running("free")["status"]["phase"] == "Running"
 
 
 def test_a07_a_taint_ends_what_does_not_tolerate_it(ns):

@@ -1,8 +1,8 @@
-"""Rows A03, A06: what the Node object says of its machine, and a node that is drained."""
+"""Rows A03, A04, A06: what the Node object says of its machine; a node that is drained, one that is lost."""
 
 import json
 
-from kit import container, pod, until
+from kit import container, container_status, pod, until
 
 
 def test_a03_the_node_tells_what_it_is(cluster):
@@ -30,6 +30,52 @@ def test_a03_the_node_tells_what_it_is(cluster):
     lease = json.loads(cluster.kubectl("-n", "kube-node-lease", "get", "lease", "n1", "-o", "json"))
     assert lease["spec"]["holderIdentity"] == "n1"
     assert lease["metadata"]["ownerReferences"][0]["uid"] == node["metadata"]["uid"]
+
+
+def test_a04_pods_of_a_lost_node_are_replaced_and_none_is_left_when_it_returns(ns, cluster):
+    soon = [
+        {
+            "key": f"node.kubernetes.io/{kind}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": 1,
+        }
+        for kind in ("not-ready", "unreachable")
+    ]
+    prefers = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n2"]}
+    first = [{"weight": 100, "preference": {"matchExpressions": [prefers]}}]
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": first}}
+    spec = pod("x", container(), tolerations=soon, affinity=affinity)["spec"]
+    template = {"metadata": {"labels": {"app": "d"}}, "spec": spec}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}
+    selector = {"matchLabels": {"app": "d"}}
+    deployment["spec"] = {"replicas": 1, "selector": selector, "template": template}
+    ns.apply(deployment)
+
+    def pods(node):
+        items = json.loads(ns.kubectl("get", "pods", "-l", "app=d", "-o", "json"))["items"]
+        return [p["metadata"]["name"] for p in items if p["spec"].get("nodeName") == node]
+
+    (name,) = until("a pod on n2", lambda: pods("n2"))
+    identifier = container_status(ns.wait_running(name))["containerID"]
+
+    def ready():
+        node = json.loads(cluster.kubectl("get", "node", "n2", "-o", "json"))
+        return next(c["status"] for c in node["status"]["conditions"] if c["type"] == "Ready")
+
+    with cluster.killed("n2", "nodelet"):
+        until("n2 lost", lambda: ready() == "Unknown", timeout=90)
+        (other,) = until("its pod's replacement on n1", lambda: pods("n1"))
+        ns.wait_running(other)
+        # Nobody but its node can end it: it runs on there, and the API says that it is to go.
+        assert cluster.pid_of(identifier, node="n2") is not None
+        assert ns.pod(name)["metadata"]["deletionTimestamp"]
+    until("n2 Ready again", lambda: ready() == "True")
+    ns.wait_gone(name)
+    until("no ghost of it", lambda: cluster.pid_of(identifier, node="n2") is None)
+    listed = cluster.node("n2", cluster.program("nodelet"), "pods")
+    assert name not in listed
+    assert pods("n2") == [] and pods("n1") == [other]
 
 
 def test_a06_a_drained_node_ends_its_pods_in_peace(ns, cluster):

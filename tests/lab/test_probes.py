@@ -1,4 +1,4 @@
-"""Rows C01, C02, C03, readiness and startup probes: what is asked, and what follows."""
+"""Rows C01 to C06: what is asked, and what follows."""
 
 import sys
 
@@ -84,6 +84,60 @@ def test_readiness_drives_endpoints(ns):
     until("its address among the endpoints", ready_addresses)
     ns.sh("p", "rm /ready")
     until("its address gone from the endpoints", lambda: not ready_addresses())
+
+
+def test_c04_traffic_stops_and_comes_back_with_readiness(ns):
+    probe = {"exec": {"command": ["test", "!", "-e", "/bad"]}, **QUICK}
+    ns.apply(
+        service("s", "web"),
+        *(pod(n, container(http_server(n), readinessProbe=probe), labels={"app": "web"}) for n in ("a", "b")),
+        pod("client", container(), node="n1"),
+    )
+    for name in ("a", "b", "client"):
+        ns.wait_running(name)
+    address = ns.get("service", "s")["spec"]["clusterIP"]
+
+    def answers():
+        ask = f"for i in $(seq 12); do wget -q -O- http://{address}/ || echo failed; done"
+        return set(ns.sh("client", ask).split())
+
+    until("answers of both", lambda: answers() == {"a", "b"})
+    ns.sh("a", "touch /bad")
+    until("answers of the ready one alone", lambda: answers() == {"b"})
+    assert container_status(ns.pod("a"))["restartCount"] == 0
+    ns.sh("a", "rm /bad")
+    until("answers of both again", lambda: answers() == {"a", "b"})
+
+
+def test_c06_counters_are_exact(ns):
+    """Every probe writes when it ran, in hundredths of a second since the machine's start."""
+    probe = "set -- $(cut -d' ' -f1 /proc/uptime); echo $1 >> /v/probes"
+    mount = {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}
+    liveness = {
+        "exec": {"command": ["sh", "-c", f"{probe}; false"]},
+        "initialDelaySeconds": 3,
+        "periodSeconds": 1,
+        "failureThreshold": 3,
+    }
+    readiness = {
+        "exec": {"command": ["sh", "-c", "echo x >> /v/ready; exit 0"]},
+        "periodSeconds": 1,
+        "successThreshold": 3,
+    }
+    starts = "cut -d' ' -f1 /proc/uptime >> /v/starts"
+    script = f"{starts}; trap 'echo end >> /v/probes; exit 0' TERM; sleep 3600 & wait"
+    volumes = [{"name": "v", "emptyDir": {}}]
+    ns.apply(
+        pod("p", container(script, livenessProbe=liveness, **mount), volumes=volumes),
+        pod("late", container(readinessProbe=readiness, **mount), volumes=volumes),
+    )
+    ns.wait_running("late")
+    assert len(ns.sh("late", "cat /v/ready").split()) >= 3
+    ns.wait_pod("p", "a restart", restarted)
+    lines = ns.sh("p", "cat /v/starts /v/probes").split()
+    first_life = lines[lines.index("end") - 3 : lines.index("end")]
+    assert lines.index("end") - len(ns.sh("p", "cat /v/starts").split()) == 3, lines
+    assert float(first_life[0]) - float(lines[0]) >= 3 - 0.1
 
 
 def test_a_startup_probe_holds_the_others_back(ns):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from kit import container, container_status, pod
+from kit import container, container_status, pod, until
 
 from host.cgroups import Cgroups
 
@@ -51,6 +51,19 @@ def test_b25_a_container_that_runs_out_says_so_and_its_neighbour_lives(ns):
     ended, calm = states(found)
     assert (ended["terminated"]["reason"], ended["terminated"]["exitCode"]) == ("OOMKilled", 137)
     assert "running" in calm
+
+
+def test_b25_a_container_that_runs_out_is_restarted_and_told(ns):
+    hungry = {"name": "c", "image": "busybox:1.36", "command": ["tail", "-c", "100m", "/dev/zero"]}
+    hungry["resources"] = {"limits": {"memory": "16Mi"}}
+    ns.apply(pod("p", hungry, node="n1"))
+    found = ns.wait_pod("p", "a restart", lambda p: container_status(p).get("restartCount", 0) >= 1)
+    last = container_status(found)["lastState"]["terminated"]
+    assert (last["reason"], last["exitCode"]) == ("OOMKilled", 137)
+    until("event ContainerDied", lambda: "ContainerDied" in ns.reasons("p"))
+    told = next(event["message"] for event in ns.events("p") if event["reason"] == "ContainerDied")
+    assert "memory" in told and "16Mi" in told
+    until("event BackOff", lambda: "BackOff" in ns.reasons("p"))
 
 
 def may_lower_scores() -> bool:

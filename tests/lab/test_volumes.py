@@ -44,6 +44,8 @@ HOST_PATHS = [
     ("File", "mkdir -p {0}", False),
     ("FileOrCreate", "true", True),
     ("Socket", "touch {0}", False),
+    ("Socket", "exec 3<>/dev/null; python3 -c 'import socket; socket.socket(1).bind(\"{0}\")'", True),
+    ("BlockDevice", "mknod {0} b 7 200", True),
     ("CharDevice", "mknod {0} c 1 3", True),
     ("CharDevice", "touch {0}", False),
     ("BlockDevice", "touch {0}", False),

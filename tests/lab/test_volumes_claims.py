@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from derived import derive
 from kit import container, pod, until
 
 MIB = 1 << 20
@@ -164,6 +165,36 @@ def test_d11_a_claim_in_use_stays_until_its_pod_is_gone(ns, disk):
     ns.kubectl("delete", "pod", "p", "--grace-period=1")
     until("the claim gone", lambda: not ns.get("pvc", "c"))
     assert ns.cluster.node("n1", "cat", f"{disk}/file").strip() == "here"
+
+
+def test_d11_a_recycled_volume_is_emptied_by_a_pod_and_free_again(ns, disk, lab):
+    name = f"{ns.name}-pv"
+    recycled = volume(name, "", ns, {"hostPath": {"path": disk}}, persistentVolumeReclaimPolicy="Recycle")
+    write = "mkdir -p /v/a/b; echo old > /v/a/b/file; sleep 3600"
+    ns.cluster.kubectl("cordon", "n2")  # the pod that empties a hostPath volume has no node affinity
+    try:
+        ns.apply(
+            recycled,
+            claim("c", ns),
+            pod("p", container(write, volumeMounts=MOUNT), volumes=uses("c")),
+        )
+        ns.wait_pod("p", "written", lambda p: ns.cluster.node("n1", "ls", disk).strip() == "a")
+        ns.kubectl("delete", "pod", "p", "--grace-period=1")
+        ns.kubectl("delete", "pvc", "c")
+
+        def phase():
+            return json.loads(ns.cluster.kubectl("get", "pv", name, "-o", "json"))["status"]["phase"]
+
+        def recycler():
+            path = "jsonpath={.spec.containers[0].image}"
+            return ns.cluster.kubectl("get", "pod", f"recycler-for-{name}", "-o", path, "--ignore-not-found")
+
+        repository, _, tag = until("its recycler", recycler).rpartition(":")
+        derive(lab, repository, tag)
+        until("the volume free again", lambda: phase() == "Available")
+    finally:
+        ns.cluster.kubectl("uncordon", "n2")
+    assert ns.cluster.node("n1", "ls", disk) == ""
 
 
 def test_generic_ephemeral_volumes_are_the_pods_own(ns, disk):

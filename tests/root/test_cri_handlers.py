@@ -107,7 +107,12 @@ async def test_a_root_container_has_the_default_capabilities_and_devices(node: C
 
 async def test_cgroup_limits_hold_and_change(node: CriNode, handler: str):
     linux = pb.LinuxContainerConfig(
-        resources=pb.LinuxContainerResources(memory_limit_in_bytes=64 << 20, oom_score_adj=500)
+        resources=pb.LinuxContainerResources(
+            memory_limit_in_bytes=64 << 20,
+            oom_score_adj=500,
+            # As kubelets send it for every pod, also to kernels that have no controller for it.
+            hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=0)],
+        )
     )
     _, container, _ = await node.launch("sleep", "1000", linux=linux)
     assert await sh(node, container, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj") == "500\n500\n"

@@ -120,6 +120,8 @@ def test_a_known_field_without_effect_is_logged(tmp_path, caplog):
         ({"tlsCertFile": "/x"}, ["tlsPrivateKeyFile", "both or neither"]),
         ({"authorization": {"mode": "Nobody"}}, ["authorization.mode"]),
         ({"containerLogMaxSize": "10 MB"}, ["10 MB"]),
+        ({"containerLogMaxFiles": 1}, ["containerLogMaxFiles", "2 or more"]),
+        ({"containerLogMonitorInterval": "1s"}, ["containerLogMonitorInterval", "3s or more"]),
         ({"containerRuntimeEndpoint": "tcp://x"}, ["containerRuntimeEndpoint"]),
     ],
 )

@@ -91,7 +91,7 @@ async def test_a_failed_post_start_hook_kills_the_container(tmp_path: Path) -> N
             "lifecycle": {"postStart": {"exec": {"command": ["false"]}}},
         }
         await node.put(make_pod(spec={"containers": [container], "restartPolicy": "Never"}))
-        assert ("FailedPostStartHook", "PostStartHook failed") in node.events.seen
+        assert ("FailedPostStartHook", "PostStartHook failed: exec hook exited with 1") in node.events.seen
         assert node.phase() == "Failed"
 
 

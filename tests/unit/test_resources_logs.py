@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.resources.log_rotation import CHECK_SECONDS, LogRotation, plan_tidy
+from agent.resources.log_rotation import LogRotation, plan_tidy
 from host.clocks import FakeClock, settle
 
 
@@ -42,6 +42,7 @@ async def test_no_line_is_lost_over_many_rotations(tmp_path: Path) -> None:
         failures=(Refused,),
         max_bytes=100,
         max_files=3,
+        interval=3.0,
     )
     task = asyncio.create_task(rotation.run())
     for round_ in range(4):
@@ -50,7 +51,7 @@ async def test_no_line_is_lost_over_many_rotations(tmp_path: Path) -> None:
                 file.write(f"line {written}\n")
                 written += 1
         broken = round_ == 1
-        await clock.advance(CHECK_SECONDS)
+        await clock.advance(3.0)
         for _ in range(100):
             await settle()
             await asyncio.sleep(0.001)
