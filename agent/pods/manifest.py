@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import yaml
 
-from agent.api import yamldoc
+from agent.api import quantity, yamldoc
 from agent.api.structs import Pod, PodStatus, Toleration
 from agent.api.times import format_time
 from agent.pods import spec
@@ -63,6 +64,10 @@ def parse_manifests(text: bytes, *, source: str, node_name: str, now: float = 0.
 def _pod(body: Any, *, source: str, node_name: str, now: float, origin: str) -> Pod:
     if not isinstance(body, dict) or body.get("kind") != "Pod" or body.get("apiVersion") != "v1":
         raise InputError(f"{source}: not a Pod: kind must be Pod and apiVersion v1")
+    try:
+        json.dumps(body, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as exc:  # YAML can write half of a surrogate pair
+        raise InputError(f"{source}: it has text that is not Unicode") from exc
     try:
         pod = msgspec.convert(_with_quantities(body), Pod)
     except (msgspec.ValidationError, RecursionError) as exc:
@@ -141,6 +146,23 @@ def _check(pod: Pod, source: str) -> None:
         raise InputError(f"{source}: two containers have the same name")
     if pod.spec.service_account_name or pod.spec.ephemeral_containers:
         raise InputError(f"{source}: a static pod cannot have a service account or ephemeral containers")
+    for container in spec.every_container(pod):
+        _check_amounts(container.resources.requests, f"{source}: container {container.name}: requests")
+        _check_amounts(container.resources.limits, f"{source}: container {container.name}: limits")
+    _check_amounts(pod.spec.overhead, f"{source}: spec.overhead")
+    if pod.spec.resources is not None:
+        _check_amounts(pod.spec.resources.requests, f"{source}: spec.resources.requests")
+        _check_amounts(pod.spec.resources.limits, f"{source}: spec.resources.limits")
+
+
+def _check_amounts(amounts: Mapping[str, str], where: str) -> None:
+    for name, text in amounts.items():
+        try:
+            amount = quantity.parse(text)
+        except ValueError as exc:
+            raise InputError(f"{where}: {name[:80]!r}: {exc}") from exc
+        if amount < 0:
+            raise InputError(f"{where}: {name[:80]!r}: {text} is negative")
 
 
 def _placed(pod: Pod, body: Any, *, source: str, node_name: str, now: float, origin: str) -> Pod:

@@ -9,6 +9,8 @@ read-only paths as in the OCI default of containerd and kubelet.
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,18 @@ _MAX_ID = (1 << 31) - 1
 
 class SpecError(Exception):
     """The spec asks for something that is not valid or that this node does not do; the text names it."""
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """A value that CRI's messages cannot hold becomes a SpecError that names this field of the spec.
+
+    The API server refuses such numbers; a manifest of a file has been seen by none.
+    """
+    try:
+        yield
+    except ValueError as exc:
+        raise SpecError(f"{field}: {exc}") from exc
 
 
 def sandbox_security(pod: Pod, users: pb.UserNamespace | None = None) -> pb.LinuxSandboxSecurityContext:

@@ -18,7 +18,7 @@ from agent.expansion import expand
 from agent.pods import facts, spec
 from agent.pods.convert import ImageFact
 from agent.pods.naming import Dns, kernel_hostname
-from agent.pods.security import SpecError, container_security, namespaces, sandbox_security
+from agent.pods.security import SpecError, container_security, namespaces, naming, sandbox_security
 from agent.pods.settings import PodSettings
 from agent.resources import qos
 from agent.resources.node_allocatable import page_size
@@ -50,23 +50,30 @@ def sandbox_config(
     """
     _check_supported(pod)
     meta = pod.metadata
+    with naming("ports of a container"):
+        ports = _port_mappings(pod)
+    with naming("securityContext"):
+        security = sandbox_security(pod, users)
+    with naming("resources or overhead"):
+        extra = qos.parse_all(pod.spec.overhead)
+        overhead = _limits(extra, extra, settings)
+        requests, limits = qos.pod_requests(pod, overhead=False), qos.pod_limits(pod, overhead=False)
+        resources = _limits(requests, limits, settings)
     config = pb.PodSandboxConfig(
         metadata=pb.PodSandboxMetadata(
             name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=attempt
         ),
         log_directory=str(settings.log_dir(meta.namespace, meta.name, meta.uid)),
         dns_config=pb.DNSConfig(servers=dns.servers, searches=dns.searches, options=dns.options),
-        port_mappings=_port_mappings(pod),
+        port_mappings=ports,
         labels={**meta.labels, **_pod_labels(pod)},
         annotations={**meta.annotations, facts.ANNOTATION_ROOT: settings.cgroup_root},
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=cgroup_parent,
-            security_context=sandbox_security(pod, users),
+            security_context=security,
             sysctls={s.name: s.value for s in pod.spec.security_context.sysctls},
-            overhead=_limits(qos.parse_all(pod.spec.overhead), qos.parse_all(pod.spec.overhead), settings),
-            resources=_limits(
-                qos.pod_requests(pod, overhead=False), qos.pod_limits(pod, overhead=False), settings
-            ),
+            overhead=overhead,
+            resources=resources,
         ),
     )
     if not pod.spec.host_network:
@@ -207,6 +214,11 @@ def _device(device: BlockDevice) -> pb.Device:
     )
 
 
+def _held(number: Fraction | int) -> int:
+    """As much of a number as CRI's messages hold (kubelet's quantities saturate there): more is no limit."""
+    return min(int(number), (1 << 63) - 1)
+
+
 def _limits(
     requests: Mapping[str, Fraction], limits: Mapping[str, Fraction], settings: PodSettings
 ) -> pb.LinuxContainerResources:
@@ -215,11 +227,11 @@ def _limits(
         cpu_shares=qos.cpu_shares(requests.get("cpu", limits.get("cpu", Fraction(0))))
     )
     if "memory" in limits:
-        out.memory_limit_in_bytes = int(limits["memory"])
+        out.memory_limit_in_bytes = _held(limits["memory"])
     if settings.cpu_quota:
         out.cpu_period = settings.cpu_quota_period_us
         if limits.get("cpu"):
-            out.cpu_quota = qos.cpu_quota_us(limits["cpu"], settings.cpu_quota_period_us)
+            out.cpu_quota = _held(qos.cpu_quota_us(limits["cpu"], settings.cpu_quota_period_us))
     return out
 
 
@@ -230,9 +242,9 @@ def container_resources(pod: Pod, container: Container, settings: PodSettings) -
     out.oom_score_adj = qos.oom_score_adj(pod, container, settings.memory_capacity)
     swap = swap_limit(pod, container, settings.swap)
     if swap.memory_and_swap is not None:
-        out.memory_swap_limit_in_bytes = swap.memory_and_swap
+        out.memory_swap_limit_in_bytes = _held(swap.memory_and_swap)
     out.unified.update(swap.unified)
-    asked = {name: int(amount) for name, amount in limits.items() if name.startswith("hugepages-")}
+    asked = {name: _held(amount) for name, amount in limits.items() if name.startswith("hugepages-")}
     for name, size in ({**dict.fromkeys(settings.hugepage_sizes, 0), **asked}).items():
         out.hugepage_limits.add(page_size=page_size(name), limit=size)
     return out

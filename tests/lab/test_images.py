@@ -80,7 +80,9 @@ def registry(lab, address, *argv):
     hosts.mkdir()
     (hosts / "hosts.toml").write_text(f'server = "http://{address}"\n')
     ensure_service(lab.layout, lab.records, lab.machine(CONTROL), service)
+    ask = ("busybox", "wget", "-q", "-O-", f"http://{address}/v2/")
     try:
+        until("an answer of the registry", lambda: lab.shell(CONTROL, *ask, check=False))
         yield
     finally:
         processes.stop(lab.records.read(CONTROL, service.name))

@@ -100,7 +100,7 @@ def test_a_runtime_class_chooses_another_runtime(ns, n2):
         return [handler["name"] for handler in node["status"].get("runtimeHandlers", ())]
 
     until("the handler in the Node", lambda: "crun" in handlers())
-    ns.apply(made, pod("p", container("echo hello; sleep 3600"), node=n2, runtimeClassName=name))
+    ns.apply(made, pod("p", container(), node=n2, runtimeClassName=name))
     try:
         found = ns.wait_running("p")
         assert found["spec"]["overhead"] == {"cpu": "10m", "memory": "8Mi"}

@@ -1,10 +1,12 @@
 """Rows D06, D08, D10, D11: claims on PersistentVolumes of this node, and what happens when they end."""
 
 import json
+import shutil
 
 import pytest
-from derived import derive
 from kit import container, pod, until
+
+from deploy.labkit.oci import Entry, build_image
 
 MIB = 1 << 20
 
@@ -167,6 +169,15 @@ def test_d11_a_claim_in_use_stays_until_its_pod_is_gone(ns, disk):
     assert ns.cluster.node("n1", "cat", f"{disk}/file").strip() == "here"
 
 
+def recycling():
+    """An image for the controller's pod, whose command needs a `find -delete` that busybox has not."""
+    with open(shutil.which("busybox"), "rb") as program:
+        busybox = Entry(data=program.read(), mode=0o755)
+    find = b"find /scrub -mindepth 1 -maxdepth 1 -exec rm -rf {} +"
+    shell = Entry(data=b"#!/bin/busybox sh\n" + find + b"\n", mode=0o755)
+    return {"bin/busybox": busybox, "bin/sh": shell}
+
+
 def test_d11_a_recycled_volume_is_emptied_by_a_pod_and_free_again(ns, disk, lab):
     name = f"{ns.name}-pv"
     recycled = volume(name, "", ns, {"hostPath": {"path": disk}}, persistentVolumeReclaimPolicy="Recycle")
@@ -190,7 +201,7 @@ def test_d11_a_recycled_volume_is_emptied_by_a_pod_and_free_again(ns, disk, lab)
             return ns.cluster.kubectl("get", "pod", f"recycler-for-{name}", "-o", path, "--ignore-not-found")
 
         repository, _, tag = until("its recycler", recycler).rpartition(":")
-        derive(lab, repository, tag)
+        build_image(lab.layout.registry, repository, tags=[tag], files=recycling())
         until("the volume free again", lambda: phase() == "Available")
     finally:
         ns.cluster.kubectl("uncordon", "n2")

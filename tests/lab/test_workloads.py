@@ -6,7 +6,7 @@ import uuid
 import pytest
 from kit import Namespace, container, container_status, http_server, is_ready, pod, service, until
 
-PROMPT = {"terminationGracePeriodSeconds": 5}
+PROMPT = {"terminationGracePeriodSeconds": 3}
 
 
 def workload(kind, name, *containers, labels=None, pod_spec=None, **spec):
@@ -77,7 +77,9 @@ def test_b34_a_job_with_a_native_sidecar_completes_and_its_pods_keep_their_logs(
 def test_b35_a_daemon_set_is_upgraded_node_by_node(ns):
     everywhere = [{"operator": "Exists"}]
     tail = container(
-        "tail -F /log/*/*/*.log 2>/dev/null", volumeMounts=[LOGS], ports=[{"containerPort": 24224}]
+        "trap 'exit 0' TERM; tail -F /log/*/*/*.log & wait",
+        volumeMounts=[LOGS],
+        ports=[{"containerPort": 24224}],
     )
     tail["image"] = "busybox:1.28"
     spec = {"tolerations": everywhere, "volumes": [{"name": "v", "hostPath": {"path": "/var/log/pods"}}]}

@@ -65,6 +65,9 @@ class FakeVolumes:
     async def container_mounts(
         self, pod: Pod, container: Any, prepared: Mapping[str, PreparedVolume], *, env: Any = None
     ) -> tuple[Mount, ...]:
+        for wanted in container.volume_mounts:
+            if wanted.name not in prepared:
+                raise VolumeError(f"no volume {wanted.name}")
         return tuple(
             Mount(volume=m.name, host_path=str(prepared[m.name].host_path), container_path=m.mount_path)
             for m in container.volume_mounts
