@@ -210,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as exc:
         print(f"lab: {exc}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         again = f"deploy/lab {_name(lab)}"
         print(f"\nlab: interrupted; `{again}up` goes on, `{again}down` removes all", file=sys.stderr)

@@ -15,11 +15,16 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import images, logs, network, pods, policy, probes, report, runtime, traffic
+from tests.bench import images, logs, network, node, pods, policy, probes, report, runtime, traffic
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
-BENCHMARKS: dict[str, Benchmark] = {"pods": pods.run, "probes": probes.run, "traffic": traffic.run}
+BENCHMARKS: dict[str, Benchmark] = {
+    "node": node.run,
+    "pods": pods.run,
+    "probes": probes.run,
+    "traffic": traffic.run,
+}
 WITHOUT_LAB: dict[str, Benchmark] = {
     "images": images.run,
     "logs": logs.run,

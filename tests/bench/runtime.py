@@ -22,7 +22,7 @@ from host import rtnl, syscalls
 from host.cgroups import Cgroups
 from host.netlink import Netlink
 from proto.cri import runtime_pb2 as pb
-from tests.bench import runtimes
+from tests.bench import costs, runtimes
 from tests.bench.report import Figure, percentile
 from tests.bench.runtimes import Runtime
 
@@ -120,56 +120,28 @@ def measure_calls(sides: Sequence[Runtime], cgroup: str, pods: int = PODS) -> li
     return times
 
 
-def _processes() -> Iterator[tuple[int, str, str]]:
-    """(pid, name, command line) of every process in this network namespace or below this process."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                name, line = (folder / "comm").read_text().strip(), (folder / "cmdline").read_text()
-            except OSError:
-                continue
-            yield int(folder.name), name, line
-
-
-def _pss(pid: int) -> float:
-    """Proportional share of memory, in megabytes (proc_pid_smaps(5))."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return 1024 * next(float(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1e6
-
-
-def _ticks(pid: int) -> int:
-    """User and system time so far, in clock ticks."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
 def measure_memory(side: Runtime, cgroup: str, pods: int = AT_ONCE) -> dict[str, float]:
     """Pods a second when all are started at once; megabytes for each pod beside its container, and of the
     daemon; percent of a CPU when all are idle."""
     # By name as well: a supervisor that was forked ahead of its pod takes its name with the pod.
-    before = {(pid, name) for pid, name, _ in _processes()}
+    before = {(pid, name) for pid, name, _ in costs.processes()}
     started = [Pod(side, f"memory-{number}", cgroup) for number in range(pods)]
     began = time.perf_counter()
     _all_at_once(Pod.start, started)
     rate = pods / (time.perf_counter() - began)
     extra = [
         pid
-        for pid, name, line in _processes()
+        for pid, name, line in costs.processes()
         if (pid, name) not in before and (name.startswith(_HELPERS) or line.endswith(_PAUSE))
     ]
     pids = [*extra, side.process.pid]
     time.sleep(1.0)
-    ticks = sum(map(_ticks, pids))
-    time.sleep(_IDLE_SECONDS)
-    idle = (sum(map(_ticks, pids)) - ticks) / os.sysconf("SC_CLK_TCK") / _IDLE_SECONDS
+    idle = costs.busy(pids, _IDLE_SECONDS)
     figures = {
         "rate": rate,
-        "pod": sum(map(_pss, extra)) / pods,
-        "daemon": _pss(side.process.pid),
-        "idle": 100 * idle,
+        "pod": sum(map(costs.pss, extra)) / pods,
+        "daemon": costs.pss(side.process.pid),
+        "idle": idle,
     }
     _all_at_once(Pod.stop, started)
     return figures
