@@ -62,6 +62,32 @@ def remove(netlink: Netlink, attachment: Attachment) -> None:
         remove_link(shaper_name(attachment))
 
 
+def check(netlink: Netlink, attachment: Attachment, limits: RuntimeConfig, *, host_end: int) -> str:
+    """Which of a pod's limits is not in force, as text for CHECK; '' when all are."""
+    if not limits.ingress and not limits.egress:
+        return ""
+    rates = {
+        bucket.index: bucket.rate
+        for bucket in netlink.dump(traffic.dump_queues(), traffic.parse_bucket)
+        if bucket
+    }
+    if limits.ingress and rates.get(host_end) != _bytes(limits.ingress):
+        return f"what it receives is not limited to {limits.ingress.rate} bits a second"
+    if limits.egress:
+        shaper = netlink.find_link(shaper_name(attachment))
+        if shaper is None or rates.get(shaper.index) != _bytes(limits.egress):
+            return f"what it sends is not limited to {limits.egress.rate} bits a second"
+        filters = netlink.dump(traffic.dump_ingress_filters(host_end), traffic.parse_filter)
+        if not any(found and (found.priority, found.target) == (PRIORITY, shaper.index) for found in filters):
+            return f"what it sends does not pass {shaper.name}, which limits it"
+    return ""
+
+
 def _bucket(index: int, limit: Rate) -> rtnl.Request:
     burst = max(limit.burst // 8, _SMALLEST_BUCKET)
-    return traffic.set_rate(index, rate=max(limit.rate // 8, 1), burst=burst, latency=_LATENCY_SECONDS)
+    return traffic.set_rate(index, rate=_bytes(limit), burst=burst, latency=_LATENCY_SECONDS)
+
+
+def _bytes(limit: Rate) -> int:
+    """A second."""
+    return max(limit.rate // 8, 1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from cni import errors
 from cni.errors import CniError
-from cni.runtimeconfig import RuntimeConfig, invalid, parse_runtime_config
+from cni.runtimeconfig import RuntimeConfig, invalid, parse_runtime_config, parse_static_mac
 from host import rtnl
 from host.errors import InputError
 from host.rtnl import IPNetwork
@@ -33,6 +33,9 @@ HOST_LOCAL_DIR = "/var/lib/cni/networks"
 
 NO_POD_CIDR = "node has no podCIDR; controller-manager needs --allocate-node-cidrs"
 """The one message for a node that has not been given a pod range; also the reason of NetworkReady=false."""
+
+CAPABILITIES = ("portMappings", "bandwidth", "ips", "dns", "mac")
+"""What a runtime may ask for a single pod (see cni.runtimeconfig)."""
 
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
@@ -113,7 +116,7 @@ def render_conflist(
         "hairpinMode": hairpin,
         "stateDir": state_dir,
         "hostLocalDir": HOST_LOCAL_DIR,
-        "capabilities": {"portMappings": True, "bandwidth": True, "ips": True, "dns": True},
+        "capabilities": dict.fromkeys(CAPABILITIES, True),
     }
     # Runtimes older than specification 1.1 know only cniVersion; newer ones take the highest of the list.
     conflist = {
@@ -129,8 +132,12 @@ def render_conflist(
     return json.dumps(conflist, indent=2).encode() + b"\n"
 
 
-def parse_config(config: Mapping[str, Any]) -> NetworkConfig:
-    """The plugin's configuration from its JSON object. Raises CniError 1, 2 or 7, naming the field."""
+def parse_config(config: Mapping[str, Any], args: Mapping[str, str] | None = None) -> NetworkConfig:
+    """The plugin's configuration from its JSON object, and the pairs of CNI_ARGS.
+
+    Raises:
+        CniError: 1, 2 or 7, naming the field.
+    """
     version = _text(config, "cniVersion", "0.3.1")
     if version not in SUPPORTED_VERSIONS:
         raise CniError(
@@ -154,7 +161,8 @@ def parse_config(config: Mapping[str, Any]) -> NetworkConfig:
     mtu = config.get("mtu", 0)
     if not isinstance(mtu, int) or isinstance(mtu, bool) or not (mtu == 0 or 576 <= mtu <= 65535):
         raise invalid("mtu", f"{mtu!r} is neither 0 nor 576 to 65535 bytes")
-    pod = parse_runtime_config(config.get("runtimeConfig"))
+    static_mac = parse_static_mac(config, args or {})
+    pod = parse_runtime_config(config.get("runtimeConfig"), static_mac=static_mac)
     _check_requested(pod, subnets)
     return NetworkConfig(
         name=name,
@@ -223,7 +231,7 @@ def _text(config: Mapping[str, Any], name: str, default: str) -> str:
 
 def _folder(config: Mapping[str, Any], name: str, default: str) -> Path:
     folder = Path(_text(config, name, default))
-    if not folder.is_absolute() or ".." in folder.parts:
+    if not folder.is_absolute() or ".." in folder.parts or not str(folder).isprintable():
         raise invalid(name, f"{str(folder)[:80]!r} is not an absolute path")
     return folder
 

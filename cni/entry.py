@@ -63,7 +63,7 @@ def execute(
         asked = config.get("cniVersion")
         return {"cniVersion": asked if asked in known else known[-1], "supportedVersions": list(known)}
     try:
-        network = configs.parse_config(config)
+        network = configs.parse_config(config, args)
         _check_version(command, network.cni_version)
         before = previous.parse_previous(config.get("prevResult"))
         with Netlink() as netlink:
@@ -79,9 +79,11 @@ def execute(
             if command == "DEL":
                 return _delete(network, attachment, wiring)
             if command == "CHECK":
-                return _check(network, attachment, netns, wiring=wiring, before=before)
+                return _check(network, attachment, netns, netlink=netlink, before=before)
     except HostError as exc:
         raise CniError(errors.PLUGIN_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
+    except OSError as exc:
+        raise CniError(errors.IO_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
     raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_COMMAND {command[:20]!r} is not a command")
 
 
@@ -114,7 +116,10 @@ def _add(
         raise CniError(errors.INVALID_ENVIRONMENT, "CNI_NETNS is empty", "ADD needs the pod's namespace")
     leases = _leases(network)
     firewall.ensure_once(network, ipam.read_boot_id())
-    addresses = _lease(network, attachment, wiring=wiring, leases=leases, note={**args, "netns": netns})
+    note = {**args, "netns": netns}
+    if network.pod.aliases:
+        note["aliases"] = ",".join(network.pod.aliases)
+    addresses = _lease(network, attachment, wiring=wiring, leases=leases, note=note)
     try:
         reach("cni_add.leased")
         pod = f"{args.get('K8S_POD_NAMESPACE', '')}/{args.get('K8S_POD_NAME', '')}".strip("/")
@@ -188,13 +193,16 @@ def _check(
     attachment: Attachment,
     netns: str,
     *,
-    wiring: Wiring,
+    netlink: Netlink,
     before: Mapping[str, Any],
 ) -> dict[str, Any]:
+    from cni import check  # ADD and DEL have no time for it
+
     owned = [lease.address for lease in _leases(network).listed() if lease.owner == attachment]
     problem = "" if owned else "its address is not leased"
     problem = problem or previous.check_claims(before, ifname=attachment.ifname, netns=netns, addresses=owned)
-    problem = problem or wiring.check(network, attachment, pod_netns=netns)
+    problem = problem or check.devices(netlink, network, attachment, pod_netns=netns, addresses=owned)
+    problem = problem or hostports.check(network, attachment)
     if problem:
         raise CniError(errors.CHECK_FAILED, f"{attachment.container_id[:12]} is not as ADD left it", problem)
     return {}

@@ -142,6 +142,27 @@ def assert_rules(state: Path) -> bool:
         return _assert_locked(folder)
 
 
+def check(network: NetworkConfig, attachment: Attachment) -> str:
+    """What is wrong with a pod's host ports, as text for CHECK; '' when nothing is, or it has none."""
+    path = _folder(network.state_dir / network.name) / _file_name(attachment)
+    pod = _read(path) if path.exists() else None
+    if pod is None:
+        return "its host ports are not on record" if network.pod.port_mappings else ""
+    if network.pod.port_mappings and set(network.pod.port_mappings) != set(pod.mappings):
+        return "other host ports are on record than it asks for"
+    for family in _families([pod]):
+        changes, jumps = plan_rules([pod], family)
+        for jump in jumps:
+            if not _is_there(jump, family):
+                return f"no rule of {jump.chain} in table {jump.table} leads to {jump.target}"
+        for change in changes:
+            for chain, rules in change.chains.items():
+                there = iptables.read_chain(change.table, chain, family=family) or ()
+                if missing := [rule for rule in rules if rule not in there]:
+                    return f"{chain} has lost the rule {missing[0]}"
+    return ""
+
+
 def owners(network: NetworkConfig) -> set[Attachment]:
     """Whose records there are."""
     with suppress(FileNotFoundError):

@@ -4,7 +4,8 @@
     bandwidth       limits of what a pod receives and sends
     ips             the addresses a pod shall have
     dns             handed on in the result
-    mac, aliases    not taken: a MAC follows from the address, and names are the cluster's DNS's
+    mac             the MAC of a pod's interface; without one it follows from the address
+    aliases         kept as a note with the lease, and not offered: names are the cluster's DNS's
 
 See CONVENTIONS.md of containernetworking/cni, "Well-known capabilities". Names below a capability count in
 any case: containerd says HostPort, Servers and IngressRate (go-cni's structs have no JSON tags), which
@@ -20,6 +21,7 @@ from typing import Any
 
 from cni import errors
 from cni.errors import CniError
+from host import rtnl
 from host.rtnl import IPAddress
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
@@ -54,6 +56,8 @@ class RuntimeConfig:
     egress: Rate | None = None  # of what it sends
     addresses: tuple[IPAddress, ...] = ()  # at most one of each IP family
     dns: Mapping[str, list[str]] = field(default_factory=dict, hash=False)  # as a result has it
+    mac: str = ""  # lower case; '': it follows from the address
+    aliases: tuple[str, ...] = ()
 
 
 def invalid(name: str, problem: str) -> CniError:
@@ -61,8 +65,11 @@ def invalid(name: str, problem: str) -> CniError:
     return CniError(errors.INVALID_CONFIG, f"{name} is invalid", problem)
 
 
-def parse_runtime_config(value: object) -> RuntimeConfig:
-    """From `runtimeConfig`, which may be missing. Raises CniError 7, naming the field."""
+def parse_runtime_config(value: object, *, static_mac: str = "") -> RuntimeConfig:
+    """From `runtimeConfig`, which may be missing. Raises CniError 7, naming the field.
+
+    `static_mac` is the MAC asked for elsewhere (see `parse_static_mac`); the one in `value` counts more.
+    """
     runtime = {} if value is None else value
     if not isinstance(runtime, Mapping):
         raise invalid("runtimeConfig", "not an object")
@@ -73,7 +80,39 @@ def parse_runtime_config(value: object) -> RuntimeConfig:
         egress=_rate(limits, "egress"),
         addresses=_addresses(runtime),
         dns=_dns(runtime),
+        mac=_mac("mac", runtime.get("mac")) or static_mac,
+        aliases=_aliases(runtime),
     )
+
+
+def parse_static_mac(config: Mapping[str, Any], args: Mapping[str, str]) -> str:
+    """The MAC that `args.cni.mac` of the configuration asks for, else MAC of CNI_ARGS; '' for none.
+
+    Both as the reference plugins read them (CONVENTIONS.md, "args in network config" and "CNI_ARGS").
+    """
+    given = config.get("args") or {}
+    if not isinstance(given, Mapping) or not isinstance(cni := given.get("cni") or {}, Mapping):
+        raise invalid("args", "not an object with an object cni")
+    return _mac("args.cni.mac", cni.get("mac")) or _mac("MAC of CNI_ARGS", args.get("MAC"))
+
+
+def _mac(name: str, value: object) -> str:
+    if value is None or value == "":
+        return ""
+    try:
+        raw = rtnl.mac_bytes(_text(value).lower())
+    except ValueError as exc:
+        raise invalid(name, str(exc)) from exc
+    if raw[0] & 1 or not any(raw):
+        raise invalid(name, f"{value} is not the MAC of one interface")
+    return rtnl.mac_text(raw)
+
+
+def _aliases(runtime: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return tuple(_text(value) for value in _list(runtime, "aliases"))
+    except ValueError as exc:
+        raise invalid("aliases", str(exc)) from exc
 
 
 def _object(runtime: Mapping[str, Any], name: str) -> Mapping[str, Any]:

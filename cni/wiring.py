@@ -30,6 +30,9 @@ from host.linkremoval import remove_link
 from host.netlink import Netlink
 from host.rtnl import IPAddress, IPInterface, Link, Request, Route
 
+GUARD_PRIORITY = 1
+"""Of the spoof guard among a host end's filters: asked first."""
+
 _ALIAS = "nodelet"
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _IPV6_SYSCTL = "/proc/sys/net/ipv6/conf"
@@ -53,6 +56,12 @@ def host_name(attachment: Attachment) -> str:
 def mac_for(address: IPAddress) -> str:
     """A locally administered MAC that follows from an address: 0a:58 and its last four bytes. Pure."""
     return rtnl.mac_text(b"\x0a\x58" + address.packed[-4:])
+
+
+def pod_mac(config: NetworkConfig, addresses: Sequence[IPAddress]) -> str:
+    """The MAC of a pod's interface: as it was asked for, or what follows from its first address. Pure."""
+    first = next(address for subnet in config.subnets for address in addresses if address in subnet)
+    return config.pod.mac or mac_for(first)
 
 
 def alias_for(attachment: Attachment, addresses: Sequence[IPInterface], pod: str = "") -> str:
@@ -152,7 +161,7 @@ class Wiring:
                 raise CniError(errors.INVALID_ENVIRONMENT, "CNI_NETNS is the node's own network namespace")
             bridge = self.ensure_bridge(config)
             mtu = config.mtu or bridge.mtu
-            mac = mac_for(addresses[0].ip)
+            mac = pod_mac(config, [address.ip for address in addresses])
             name, alias = host_name(attachment), alias_for(attachment, addresses, pod)
             pair = rtnl.add_veth(
                 name, peer=attachment.ifname, peer_netns=fd, peer_mac=mac, mtu=mtu, master=bridge.index
@@ -195,7 +204,7 @@ class Wiring:
         requests = [traffic.add_clsact(host_end)]
         if config.spoof_protection:
             guard = spoofguard.program(mac, [address.ip for address in addresses])
-            requests.append(traffic.ingress_filter(host_end, 1, guard))
+            requests.append(traffic.ingress_filter(host_end, GUARD_PRIORITY, guard))
         try:
             self._netlink.execute(*requests)
             bandwidth.apply(self._netlink, attachment, config.pod, host_end=host_end, alias=alias)
@@ -220,31 +229,6 @@ class Wiring:
         """
         bandwidth.remove(self._netlink, attachment)
         remove_link(host_name(attachment))
-
-    def check(self, config: NetworkConfig, attachment: Attachment, *, pod_netns: str) -> str:
-        """What is wrong with an attachment that ADD made, as text for CHECK; '' when nothing is."""
-        name, ifname = host_name(attachment), attachment.ifname
-        bridge, host_end = self._netlink.find_link(config.bridge), self._netlink.find_link(name)
-        if bridge is None:
-            return f"bridge {config.bridge} is missing"
-        if host_end is None:
-            return f"{name} is missing"
-        if host_end.master != bridge.index or not host_end.up:
-            return f"{name} is not an active port of {config.bridge}"
-        expected = {lease.address for lease in leases_of(host_end)}
-        with Netlink(pod_netns) as inside:
-            link = inside.find_link(ifname)
-            if link is None or not link.up:
-                return f"{ifname} is missing or down in the pod"
-            present = {found.address.ip for found in inside.addresses(link.index)}
-            gateways = {
-                route.destination.version for route in inside.routes() if route.destination.prefixlen == 0
-            }
-        if missing := expected - present:
-            return f"{ifname} has lost {', '.join(sorted(map(str, missing)))}"
-        if {ip.version for ip in expected} - gateways:
-            return "the pod has lost its default route"
-        return ""
 
     def attached(self) -> dict[Attachment, list[ipam.Lease]]:
         """Every pod interface that has its host end on this node, with the addresses it was made for."""

@@ -142,8 +142,11 @@ class Netlink:
             return self.get_link(name)
         return None
 
-    def _dump(self, request: Request, parse: Callable[[bytes], R]) -> list[R]:
-        """All records of a dump; one the kernel marks as interrupted by a change is read again (5 times)."""
+    def dump(self, request: Request, parse: Callable[[bytes], R]) -> list[R]:
+        """All records of a dump; one the kernel marks as interrupted by a change is read again (5 times).
+
+        `parse` makes one of a message's payload. For lists that no method below gives (host.traffic).
+        """
         with self._lock:
             for _ in range(_DUMP_ATTEMPTS):
                 found = self._dump_once(request, parse)
@@ -167,30 +170,30 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """All devices."""
-        return self._dump(rtnl.dump_links(), rtnl.parse_link)
+        return self.dump(rtnl.dump_links(), rtnl.parse_link)
 
     def addresses(self, index: int | None = None, *, family: int = 0) -> list[Address]:
         """The addresses of one device or of all, of one family (AF_INET, AF_INET6) or of both."""
-        found = self._dump(rtnl.dump_addresses(index or 0, family=family), rtnl.parse_address)
+        found = self.dump(rtnl.dump_addresses(index or 0, family=family), rtnl.parse_address)
         return [address for address in found if index is None or address.index == index]
 
     def routes(self, *, protocol: int | None = None) -> list[Route]:
         """All unicast routes of the main tables (IPv4 and IPv6), or those with one protocol number."""
         found: list[Route | None] = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            found += self._dump(rtnl.dump_routes(family), rtnl.parse_route)
+            found += self.dump(rtnl.dump_routes(family), rtnl.parse_route)
         return [r for r in found if r is not None and (protocol is None or r.protocol == protocol)]
 
     def neighbours(self, index: int) -> list[Neighbour]:
         """ARP and ND entries of one device."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            found += self._dump(rtnl.dump_neighbours(family, index), rtnl.parse_neighbour)
+            found += self.dump(rtnl.dump_neighbours(family, index), rtnl.parse_neighbour)
         return [entry for entry in found if entry.index == index]
 
     def fdb(self, index: int) -> list[Neighbour]:
         """Forwarding entries of one bridge port or VXLAN device."""
-        found = self._dump(rtnl.dump_neighbours(rtnl.AF_BRIDGE, index), rtnl.parse_neighbour)
+        found = self.dump(rtnl.dump_neighbours(rtnl.AF_BRIDGE, index), rtnl.parse_neighbour)
         return [entry for entry in found if entry.index == index]
 
 

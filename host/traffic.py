@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from host import rtnl
 from host.rtnl import (
     IFLA_IFNAME,
     IFLA_INFO_KIND,
@@ -28,7 +29,7 @@ from host.rtnl import (
     nest,
 )
 
-RTM_NEWQDISC, RTM_NEWTFILTER = 36, 44
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN = 0xFFFFFFFF, 0, 2, 4
 """What a filter in direct-action mode may answer: ask the next filter, let pass, drop, it is mine now."""
 
@@ -59,6 +60,23 @@ class Instruction:
     k: int
     jump_true: int = 0
     jump_false: int = 0
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A BPF filter on what comes out of a device: its program, and where it sends what matches."""
+
+    priority: int
+    program: tuple[Instruction, ...]
+    target: int = 0  # index of the device; 0: the program's answer is the verdict
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A token bucket (`tbf`) on a device, and its rate in bytes a second."""
+
+    index: int
+    rate: int
 
 
 def add_ifb(name: str) -> Request:
@@ -135,3 +153,49 @@ def set_rate(index: int, *, rate: int, burst: int, latency: float) -> Request:
     body = _TCMSG.pack(0, index, _ROOT_HANDLE, _TC_H_ROOT, 0)
     body += attr(_TCA_KIND, b"tbf\0") + nest(_TCA_OPTIONS, *options)
     return Request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, body, "limit the rate")
+
+
+def dump_ingress_filters(index: int) -> Request:
+    """The filters on what comes out of a device; for `parse_filter`."""
+    return Request(
+        RTM_GETTFILTER, rtnl.NLM_F_DUMP, _TCMSG.pack(0, index, 0, _CLSACT_INGRESS, 0), "list filters"
+    )
+
+
+def parse_filter(body: bytes) -> Filter | None:
+    """From the payload of RTM_NEWTFILTER; None for one that is no BPF program."""
+    *_, info = _TCMSG.unpack_from(body)
+    found = dict(rtnl.attrs(body, _TCMSG.size))
+    options = dict(rtnl.attrs(found.get(_TCA_OPTIONS, b"")))
+    if found.get(_TCA_KIND) != b"bpf\0" or _TCA_BPF_OPS not in options:
+        return None  # each priority is listed without options first
+    steps = _FILTER.iter_unpack(options[_TCA_BPF_OPS])
+    program = tuple(Instruction(code, k, true, false) for code, true, false, k in steps)
+    return Filter(info >> 16, program, _redirect_target(options.get(_TCA_BPF_ACT, b"")))
+
+
+def _redirect_target(actions: bytes) -> int:
+    for _, action in rtnl.attrs(actions):
+        parts = dict(rtnl.attrs(action))
+        options = dict(rtnl.attrs(parts.get(_TCA_ACT_OPTIONS, b"")))
+        if parts.get(_TCA_ACT_KIND) == b"mirred\0" and _TCA_MIRRED_PARMS in options:
+            *_, kind, target = _MIRRED.unpack_from(options[_TCA_MIRRED_PARMS])
+            return int(target) if kind == _TCA_EGRESS_REDIR else 0
+    return 0
+
+
+def dump_queues() -> Request:
+    """The queueing disciplines of all devices; for `parse_bucket`."""
+    return Request(RTM_GETQDISC, rtnl.NLM_F_DUMP, _TCMSG.pack(0, 0, 0, 0, 0), "list queues")
+
+
+def parse_bucket(body: bytes) -> Bucket | None:
+    """From the payload of RTM_NEWQDISC; None for any other kind."""
+    _family, index, *_ = _TCMSG.unpack_from(body)
+    found = dict(rtnl.attrs(body, _TCMSG.size))
+    options = dict(rtnl.attrs(found.get(_TCA_OPTIONS, b"")))
+    if found.get(_TCA_KIND) != b"tbf\0" or _TCA_TBF_PARMS not in options:
+        return None
+    if _TCA_TBF_RATE64 in options:
+        return Bucket(index, int(_U64.unpack(options[_TCA_TBF_RATE64])[0]))
+    return Bucket(index, int(_RATE.unpack_from(options[_TCA_TBF_PARMS])[-1]))

@@ -11,6 +11,12 @@ import json
 import pytest
 from kit import container, http_server, pod, until
 
+from cni import launcher
+from cni.config import STATE_DIR, render_conflist
+from deploy.labkit import nodes
+from deploy.labkit.layout import POD_NETWORK
+from host.files import write_atomic
+
 STOCK, OURS = "s1", "n1"
 TOLERATIONS = [{"key": "lab/stock", "operator": "Exists"}]
 
@@ -39,6 +45,19 @@ def answers(ns, source, address, times=20):
     return set(ns.sh(source, again).split())
 
 
+def listener(node):
+    """A pod that answers on port 9000, and tells who asks."""
+    return pod("listener", container("exec nc -ll -p 9000 -e cat"), node=node, tolerations=TOLERATIONS)
+
+
+def sources_seen(ns, source):
+    """The addresses from which the listener sees a pod's connection."""
+    there = ns.pod("listener")["status"]["podIP"]
+    ns.sh(source, f"(sleep 3 | nc {there} 9000) >/dev/null 2>&1 & sleep 1")
+    rows = [line.split() for line in ns.sh("listener", "netstat -tn").splitlines() if ":9000" in line]
+    return {row[4].rsplit(":", 1)[0].removeprefix("::ffff:") for row in rows}
+
+
 def annotations(cluster, node):
     """flannel's annotations of a Node."""
     found = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))["metadata"]["annotations"]
@@ -54,12 +73,9 @@ def test_e01_every_pod_and_node_reaches_every_pod(ns, address):
 
 @pytest.mark.parametrize(("source", "target"), [(OURS, STOCK), (STOCK, OURS)])
 def test_e01_the_other_side_sees_the_pods_own_address(ns, address, source, target):
-    where = pod("listener", container("exec nc -ll -p 9000 -e cat"), node=target, tolerations=TOLERATIONS)
-    ns.apply(where)
-    listener = ns.wait_running("listener")["status"]["podIP"]
-    ns.sh(source, f"(sleep 3 | nc {listener} 9000) >/dev/null 2>&1 & sleep 1")
-    rows = [line.split() for line in ns.sh("listener", "netstat -tn").splitlines() if ":9000" in line]
-    assert {row[4].rsplit(":", 1)[0].removeprefix("::ffff:") for row in rows} == {address[source]}
+    ns.apply(listener(target))
+    ns.wait_running("listener")
+    assert sources_seen(ns, source) == {address[source]}
 
 
 def test_e04_both_announce_themselves_in_the_same_words(cluster, address):
@@ -87,6 +103,50 @@ def test_a_service_over_both_kinds_of_nodes(ns, address):
     vip = json.loads(ns.kubectl("get", "service", "web", "-o", "json"))["spec"]["clusterIP"]
     for source in address:
         until(f"all answer {source}", lambda source=source: answers(ns, source, vip) == set(address))
+
+
+@pytest.fixture
+def plugin(lab, cluster, address):
+    """nodelet-cni in the place of the bridge plugin, on its bridge, in its range, beside pods of its own."""
+    disk = lab.layout.machine(STOCK)
+    launcher.install(disk / "opt/cni/bin")
+    node = json.loads(cluster.kubectl("get", "node", STOCK, "-o", "json"))
+    conflist = render_conflist(
+        [node["spec"]["podCIDR"]], cluster_cidrs=[POD_NETWORK], mtu=1450, bridge="cni0"
+    )
+    path = disk / "etc/cni/net.d/05-nodelet.conflist"
+    write_atomic(path, conflist, mode=0o644)
+    lab.kill(STOCK, "containerd")  # else nothing tells when it has seen the file
+    lab.start(STOCK, "containerd")
+    yield
+    path.unlink()
+
+
+def test_e07_containerd_with_our_plugin_beside_pods_of_the_bridge_plugin(lab, ns, address, plugin):
+    def leases():
+        found = ns.cluster.node(STOCK, "ls", f"{STATE_DIR}/nodelet/leases", check=False)
+        return {line.split(",")[0] for line in found.splitlines()}
+
+    port = [{"containerPort": 8080, "hostPort": 8088}]
+    ns.apply(
+        pod("new", container(http_server("new"), ports=port), node=STOCK, tolerations=TOLERATIONS),
+        listener(STOCK),
+    )
+    new = ns.wait_running("new")["status"]["podIP"]
+    there = ns.wait_running("listener")["status"]["podIP"]
+    assert leases() == {new, there}, "connected by nodelet-cni"
+    for other, ip in address.items():
+        assert ns.sh(other, f"wget -qO- http://{new}:8080/").strip() == "new"
+        assert ns.sh("new", f"wget -qO- http://{ip}:8080/").strip() == other
+        assert ns.cluster.node(other, "busybox", "wget", "-qO-", f"http://{new}:8080/").strip() == "new"
+    assert sources_seen(ns, OURS) == {address[OURS]}
+    at_node = f"http://{nodes.find(lab.layout, STOCK).address}:8088/"
+    assert ns.cluster.stranger("busybox", "wget", "-qO-", at_node).strip() == "new"
+    for source in (*address, "new"):
+        assert ns.sh(source, f"wget -qO- {at_node}").strip() == "new"
+    ns.kubectl("delete", "pod", "new", "listener", "--grace-period=1")
+    assert leases() == set()
+    assert "8088" not in ns.cluster.node(STOCK, "iptables-save")
 
 
 def test_a_flannel_node_that_leaves_takes_its_route_along(lab, cluster):

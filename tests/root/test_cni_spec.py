@@ -140,6 +140,25 @@ def test_an_address_that_is_asked_for(node: Machine, new_netns: Make) -> None:
     assert leases(node) == {"10.244.1.77": "p"}
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"runtimeConfig": {"mac": "02:00:00:00:00:AA", "aliases": ["web", "www"]}},
+        {"args": {"cni": {"mac": "02:00:00:00:00:aa"}}},
+    ],
+)
+def test_a_mac_that_is_asked_for(node: Machine, new_netns: Make, asked: dict[str, Any]) -> None:
+    pod, other = new_netns("p"), node.add_pod("other")[0]
+    result = call(node, "ADD", "p", pod, **asked)
+    assert result["interfaces"][2]["mac"] == "02:00:00:00:00:aa"
+    with Netlink(pod) as netlink:
+        assert netlink.get_link("eth0").mac == "02:00:00:00:00:aa"
+    assert ping(other, "10.244.1.3") and ping(pod, "10.244.1.1"), "the spoof guard knows it"
+    assert call(node, "CHECK", "p", pod, **asked, prevResult=result) == {}
+    note = (node.state / "nodelet" / "leases" / "10.244.1.3,p,eth0").read_text()
+    assert ("web,www" in note) == ("runtimeConfig" in asked)
+
+
 def host_local(folder: Path, *addresses: str, age: float = 0.0) -> None:
     """Files as host-local makes them."""
     network = folder / "cbr0"

@@ -74,9 +74,20 @@ def test_defaults():
         ("runtimeConfig", {"ips": ["10.244.1.255"]}),
         ("runtimeConfig", {"ips": ["10.244.1.7", "10.244.1.8/24"]}),
         ("runtimeConfig", {"dns": {"servers": [7]}}),
+        ("runtimeConfig", {"mac": "0a:58:0a:f4:01"}),
+        ("runtimeConfig", {"mac": 7}),
+        ("runtimeConfig", {"mac": "01:00:5e:00:00:01"}),
+        ("runtimeConfig", {"mac": "00:00:00:00:00:00"}),
+        ("runtimeConfig", {"aliases": "web"}),
+        ("runtimeConfig", {"aliases": [7]}),
+        ("args", ["mac"]),
+        ("args", {"cni": ["mac"]}),
+        ("args", {"cni": {"mac": "x"}}),
         ("nonMasqueradeCIDRs", ["10.0.0.1/8"]),
         ("spoofProtection", "no"),
         ("hostLocalDir", "networks"),
+        ("stateDir", "/a\0b"),
+        ("stateDir", "/\ud800"),
     ],
 )
 def test_bad_values_are_refused_by_name(field, value):
@@ -103,6 +114,17 @@ def test_port_mappings():
         PortMapping(8080, 80, "tcp"),
         PortMapping(53, 53, "udp"),
     )
+
+
+def test_the_mac_that_counts_is_the_pods_own():
+    asked, static, by_environment = "02:00:00:00:00:0A", "02:00:00:00:00:0b", "02:00:00:00:00:0c"
+    config = {**GOOD, "args": {"cni": {"mac": static}}}
+    assert parsed().pod.mac == ""
+    assert configs.parse_config(GOOD, {"MAC": by_environment}).pod.mac == by_environment
+    assert configs.parse_config(config, {"MAC": by_environment}).pod.mac == static
+    assert configs.parse_config({**config, "runtimeConfig": {"mac": asked}}).pod.mac == asked.lower()
+    with pytest.raises(CniError, match="MAC of CNI_ARGS"):
+        configs.parse_config(GOOD, {"MAC": "ff:ff:ff:ff:ff:ff"})
 
 
 def test_what_containerd_sends():
@@ -152,7 +174,7 @@ def test_conflist_is_read_back_by_the_plugin():
         "10.244.1.0/24",
         "10.244.0.0/16",
     )
-    assert plugin["capabilities"] == dict.fromkeys(("portMappings", "bandwidth", "ips", "dns"), True)
+    assert plugin["capabilities"] == dict.fromkeys(("portMappings", "bandwidth", "ips", "dns", "mac"), True)
     assert str(config.host_local_dir) == "/var/lib/cni/networks"
     assert data == configs.render_conflist(["10.244.1.0/24"], cluster_cidrs=["10.244.0.0/16"], mtu=1450)
 
