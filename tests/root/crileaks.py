@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deploy.labkit.leaks import difference
 from host.cgroups import Cgroups
+from host.netlink import Netlink
 
 __all__ = ["Picture", "difference", "of_pods", "take"]
 
@@ -27,6 +28,7 @@ class Picture:
     cgroups: frozenset[str]
     links: frozenset[str]
     leases: frozenset[str]
+    """Of addresses, and records of host ports."""
     processes: frozenset[str]
     descriptors: frozenset[str]
     """The daemon's, as kind and number; empty where two daemons are compared."""
@@ -51,8 +53,10 @@ def take(folder: Path, cgroup: str, *, daemon: int = 0) -> Picture:
         mounts=frozenset(line for line in _lines(daemon or os.getpid(), "mountinfo") if f"{folder}/" in line),
         namespaces=frozenset(_names(folder / "netns")),
         cgroups=frozenset(_cgroups(cgroup)),
-        links=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("veth")),
-        leases=frozenset(str(path) for path in (folder / "cni").glob("*/leases/*")),
+        links=frozenset(links()),
+        leases=frozenset(
+            str(path) for pattern in ("*/leases/*", "*/ports/*,*") for path in (folder / "cni").glob(pattern)
+        ),
         processes=frozenset(_processes(folder, cgroup)),
         descriptors=frozenset(_descriptors(daemon)) if daemon else frozenset(),
         state=frozenset(f"{place}/{name}" for place in _STATE for name in _names(folder / place)),
@@ -64,6 +68,12 @@ def of_pods(picture: Picture) -> list[str]:
     """What is there only while there are pods."""
     kinds = ("mounts", "namespaces", "cgroups", "links", "leases", "processes", "state")
     return sorted(f"{kind}: {name}" for kind in kinds for name in getattr(picture, kind))
+
+
+def links() -> set[str]:
+    """The devices of pods in this namespace; /sys may show those of another one."""
+    with Netlink() as netlink:
+        return {link.name for link in netlink.links() if link.kind in ("veth", "ifb")}
 
 
 def _names(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ systemd is process 1 all of it works with systemd's cgroups as well: NODELET_TES
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -187,6 +188,14 @@ class CriNode(CriClient):
     def picture(self) -> crileaks.Picture:
         """What there is of its pods on this machine."""
         return crileaks.take(self.folder, self.cgroup_parent, daemon=self.pid)
+
+    async def left_over(self, before: crileaks.Picture) -> list[str]:
+        """What is there beyond a picture of before, once what goes in the background has gone."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(30):
+                while found := crileaks.difference(before, self.picture().without_descriptors()):
+                    await asyncio.sleep(0.2)
+        return found
 
     @property
     def pid(self) -> int:

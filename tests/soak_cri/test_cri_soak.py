@@ -14,11 +14,9 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import crileaks
 import pytest
 from crinode import CriNode
 from test_cri_recovery import gone, pid_of, supervisor_of
@@ -121,26 +119,6 @@ def spawner_of(daemon: int) -> int:
     return next(int(pid) for pid in children if "spawner" in Path(f"/proc/{pid}/comm").read_text())
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print at once, whatever pytest does with the output of tests."""
-
-    def tell(words: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {words}", end="", flush=True)
-
-    return tell
-
-
-async def settled(node: CriNode, before: crileaks.Picture) -> list[str]:
-    """What is left, once what goes in the background has gone."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(30):
-            while found := crileaks.difference(before, node.picture().without_descriptors()):
-                await asyncio.sleep(0.2)
-    return found
-
-
 async def test_a_hundred_pods_live_through_six_kills(node: CriNode, say: Callable[[str], None]):
     """Those end whose supervisor is killed, and no other; each is replaced, like some that are removed."""
     chance = random.Random(100)
@@ -177,7 +155,7 @@ async def test_a_hundred_pods_live_through_six_kills(node: CriNode, say: Callabl
     started = time.monotonic()
     await soak.drop(list(soak.pods))
     say(f"100 pods removed in {time.monotonic() - started:.1f} s")
-    assert await settled(node, before) == []
+    assert await node.left_over(before) == []
 
 
 async def test_250_pods_churned(node: CriNode, say: Callable[[str], None]):
@@ -190,7 +168,7 @@ async def test_250_pods_churned(node: CriNode, say: Callable[[str], None]):
         started = time.monotonic()
         await soak.drop(list(soak.pods))
         say(f"250 pods removed in {time.monotonic() - started:.1f} s")
-        assert await settled(node, before) == []
+        assert await node.left_over(before) == []
         soak.figures("none")
         figures.append(len(os.listdir(f"/proc/{node.pid}/fd")))
     assert figures[1] <= figures[0]

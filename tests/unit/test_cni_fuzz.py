@@ -7,7 +7,6 @@ that looks at what a stranger wrote: environment, configuration, `runtimeConfig`
 from __future__ import annotations
 
 import errno
-import io
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -129,7 +128,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(environment: dict[str, str], stdin: bytes) -> None:
     """Run the plugin, and judge what it says."""
-    status, output = main.run(environment, io.BytesIO(stdin))
+    status, output = main.run(environment, stdin)
     text = json.dumps(output)
     assert len(text) < len(stdin) + 10_000
     if status == 0:
