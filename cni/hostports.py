@@ -120,15 +120,18 @@ def add(
 
 
 def remove(network: NetworkConfig, attachment: Attachment) -> None:
-    """Close a pod's host ports; nothing to do for a pod without any."""
+    """Close a pod's host ports; nothing to do for a pod without any.
+
+    The record goes last: a DEL that dies before its rules are gone is repeated, and must find it.
+    """
     folder = _folder(network.state_dir / network.name)
     path = folder / _file_name(attachment)
     if not path.exists():
         return
     with files.locked(folder / "lock", wait=True):
         pod = _read(path)
+        _write_locked(folder, gone=(path, pod))
         path.unlink(missing_ok=True)
-        _write_locked(folder, gone=pod)
     if pod:
         _forget_udp(pod)
 
@@ -153,7 +156,7 @@ def check(network: NetworkConfig, attachment: Attachment) -> str:
     for family in _families([pod]):
         changes, jumps = plan_rules([pod], family)
         for jump in jumps:
-            if not _is_there(jump, family):
+            if jump.rule not in (iptables.read_chain(jump.table, jump.chain, family=family) or ()):
                 return f"no rule of {jump.chain} in table {jump.table} leads to {jump.target}"
         for change in changes:
             for chain, rules in change.chains.items():
@@ -166,7 +169,7 @@ def check(network: NetworkConfig, attachment: Attachment) -> str:
 def owners(network: NetworkConfig) -> set[Attachment]:
     """Whose records there are."""
     with suppress(FileNotFoundError):
-        names = [name.split(",") for name in os.listdir(_folder(network.state_dir / network.name))]
+        names = [name.split(",") for name in _records(_folder(network.state_dir / network.name))]
         return {Attachment(*name) for name in names if len(name) == 2}
     return set()
 
@@ -186,13 +189,16 @@ def _file_name(attachment: Attachment) -> str:
     return f"{attachment.container_id},{attachment.ifname}"
 
 
-def _write_locked(folder: Path, *, new: PodPorts | None = None, gone: PodPorts | None = None) -> None:
+def _write_locked(
+    folder: Path, *, new: PodPorts | None = None, gone: tuple[Path, PodPorts | None] | None = None
+) -> None:
     """For one pod more, or one less, without reading the tables.
 
     One more only inserts: where a rule is taken away, the kernel waits for RCU, 10 ms or more.
     """
-    pods = _pods(folder)
-    for family in _families([*pods, gone] if gone else pods):
+    path, was = gone or (None, None)
+    pods = _pods(folder, without=path)
+    for family in _families([*pods, was] if was else pods):
         changes, jumps = plan_rules(pods, family)
         nat = plan_insertion(new, family) if new else changes[0]
         try:
@@ -213,10 +219,15 @@ def _families(pods: Sequence[PodPorts]) -> list[Family]:
     return [4, 6] if six else [4]
 
 
-def _pods(folder: Path) -> list[PodPorts]:
-    paths = [folder / name for name in os.listdir(folder) if "," in name and not name.startswith(".")]
+def _records(folder: Path) -> list[str]:
+    """Names of the pods' records, without those half-written or set aside."""
+    return [name for name in os.listdir(folder) if "," in name and name[0] != "." and name[-8:] != ".corrupt"]
+
+
+def _pods(folder: Path, *, without: Path | None = None) -> list[PodPorts]:
+    paths = [folder / name for name in _records(folder)]
     paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)  # the newest pod has a port
-    return [pod for path in paths if (pod := _read(path))]
+    return [pod for path in paths if path != without and (pod := _read(path))]
 
 
 def _assert_locked(folder: Path) -> bool:

@@ -114,6 +114,34 @@ def test_what_was_not_asked_for_is_not_missed(node: Machine) -> None:
         call(node, "CHECK", "p1", pod, hairpinMode=False)
 
 
+def test_a_del_that_dies_before_its_rules_are_gone_is_made_good_by_the_next(
+    node: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, _ = node.add_pod("p1", **WHOLE)
+
+    def die(*_args: object, **_more: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as killed, pytest.raises(SystemExit):
+        killed.setattr("host.rules.iptables.restore", die)
+        call(node, "DEL", "p1", pod, **WHOLE)
+    call(node, "DEL", "p1", pod, **WHOLE)
+    assert "--dport" not in node.run(lambda: processes.run(["iptables-save"]).stdout.decode())
+    assert list((node.state / "nodelet" / "ports").glob("*,*")) == []
+
+
+def test_a_record_that_cannot_be_read_is_set_aside_once(node: Machine) -> None:
+    folder = node.state / "nodelet" / "ports"
+    node.add_pod("p1", **WHOLE)
+    (folder / "lost,eth0").write_text("half a rec")
+    for name in ("p2", "p3"):
+        pod, _ = node.add_pod(name, runtimeConfig={"portMappings": [{"hostPort": 9000, "containerPort": 1}]})
+        call(node, "DEL", name, pod)
+    assert {path.name for path in folder.glob("*,*")} == {"p1,eth0", "lost,eth0.corrupt"}
+    assert call(node, "GC", "", **{"cni.dev/valid-attachments": []}) == {}
+    assert {path.name for path in folder.glob("*,*")} == {"lost,eth0.corrupt"}
+
+
 def test_what_was_just_made_needs_no_repair(node: Machine) -> None:
     """Rules are written as iptables prints them; else every look at them would write them anew."""
     both = {"subnets": ["10.244.1.0/24", "fd00:1::/64"], "clusterCIDRs": ["10.244.0.0/16", "fd00::/16"]}
