@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 import yaml
 from kit import Namespace, until
+from netpol import Matrix
 
 from deploy.labkit import cgroups, leaks, nodes
 from deploy.labkit.lab import Lab
@@ -116,6 +117,17 @@ def lab():
 @pytest.fixture(scope="session")
 def cluster(lab):
     return LabCluster(lab)
+
+
+@pytest.fixture(scope="module")
+def net(cluster):
+    """The nine pods of the network policies' tests, for one file."""
+    made = Matrix(cluster)
+    try:
+        made.make()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -13,20 +13,10 @@ import ipaddress
 import json
 
 import pytest
-from netpol import Matrix, among, labelled
+from netpol import among, labelled
 
 A, B, C = (labelled(pod=name) for name in "abc")
 ANY = {}
-
-
-@pytest.fixture(scope="module")
-def net(cluster):
-    made = Matrix(cluster)
-    try:
-        made.make()
-        yield made
-    finally:
-        made.close()
 
 
 def tcp(*ports, **more):

@@ -167,6 +167,20 @@ def test_e10_names_that_lead_to_pods_and_a_trace_by_names(ns):
     until("a Service nobody serves", lambda: "has no endpoints" in trace("n1", f"svc/{name}", check=False))
 
 
+def test_a10_a11_preflight_on_a_node_and_behind_a_firewall(cluster):
+    preflight = (cluster.program("nodelet"), "preflight", "--device", "eth0")
+    found = cluster.node("n1", *preflight)
+    assert {line.split()[0] for line in found.splitlines()} <= {"ok", "note"}, found
+    rule = ("INPUT", "-p", "tcp", "--dport", "10250", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP")
+    cluster.node("n2", "iptables", "-I", *rule)
+    try:
+        found = cluster.node("n2", *preflight, check=False)
+    finally:
+        cluster.node("n2", "iptables", "-D", *rule)
+    (closed,) = [line for line in found.splitlines() if line.startswith("missing")]
+    assert "10250/tcp" in closed and "iptables INPUT" in closed
+
+
 def test_metrics_of_the_network(cluster):
     shown = cluster.kubectl("get", "--raw", "/api/v1/nodes/n1/proxy/metrics")
     values = dict(line.rsplit(" ", 1) for line in shown.splitlines() if not line.startswith("#"))
