@@ -18,6 +18,7 @@ from agent.api.structs import (
     LinuxContainerUser,
     Pod,
     ResourceRequirements,
+    VolumeMount,
     VolumeMountStatus,
 )
 from agent.api.times import format_time
@@ -262,7 +263,14 @@ def _mounts(container: Container) -> tuple[VolumeMountStatus, ...]:
             name=m.name,
             mount_path=m.mount_path,
             read_only=m.read_only,
-            recursive_read_only="Disabled" if m.read_only else None,
+            recursive_read_only=_recursive(m),
         )
         for m in container.volume_mounts
     )
+
+
+def _recursive(mount: VolumeMount) -> str | None:
+    """What became of recursiveReadOnly (KEP-3857). A runtime that cannot do it starts nothing."""
+    if not mount.read_only:
+        return None
+    return "Enabled" if mount.recursive_read_only in ("Enabled", "IfPossible") else "Disabled"

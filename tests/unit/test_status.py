@@ -237,3 +237,20 @@ def test_the_patch_leaves_others_conditions_alone_and_clears_old_texts() -> None
     assert body["status"]["containerStatuses"][0]["started"] is True
     # An API server takes a container without it for one of a node that cannot resize.
     assert body["status"]["containerStatuses"][0]["resources"] == {}
+
+
+@pytest.mark.parametrize(
+    ("mount", "told"),
+    [
+        ({}, None),
+        ({"readOnly": True}, "Disabled"),
+        ({"readOnly": True, "recursiveReadOnly": "Disabled"}, "Disabled"),
+        ({"readOnly": True, "recursiveReadOnly": "IfPossible"}, "Enabled"),
+        ({"readOnly": True, "recursiveReadOnly": "Enabled"}, "Enabled"),
+    ],
+)
+def test_what_became_of_recursive_read_only(mount: dict[str, Any], told: str | None) -> None:
+    wanted = {"name": "v", "mountPath": "/v", **mount}
+    pod = make_pod(spec={"containers": [{"name": "app", "image": "i", "volumeMounts": [wanted]}]})
+    ((shown,),) = [each.volume_mounts for each in status(pod, con()).container_statuses]
+    assert (shown.mount_path, shown.recursive_read_only) == ("/v", told)
