@@ -1,12 +1,16 @@
 """AppArmor profile and SELinux labels of a container: what is asked for against what the kernel has.
 
-Whoever asks for a confinement that this kernel does not know is told so, never left unconfined in silence.
-A kernel with AppArmor confines every unprivileged container of which nothing is said, as containerd does.
-SELinux labels are set where a pod asks for them; categories (MCS) are not made up here, `level` names them.
+An AppArmor profile that this kernel cannot enforce is an error, as in kubelet. A kernel with AppArmor confines
+every unprivileged container of which nothing is said, as containerd does.
+SELinux labels are set where a pod asks for them; categories (MCS) are not made up here, `level` names them. A
+kernel without SELinux has no policy that could tell one label from another: options of good form are then without
+effect, as with every runtime (pods name a level so that nodes of both kinds run them; upstream's conformance tests
+do), and the log says so.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,8 @@ from host import helpers
 from host.errors import InputError
 from host.lsm import SecurityModules
 from proto.cri import runtime_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "nodelet-default"
 _LEVEL = re.compile(r"s\d{1,2}(-s\d{1,2})?(:c\d{1,4}(\.c\d{1,4})?(,c\d{1,4}(\.c\d{1,4})?)*)?")
@@ -70,7 +76,7 @@ def labels_of(
 
     Raises:
         InputError: an option of no use, or a profile that is not loaded.
-        Unsupported: the kernel does not have what is asked for.
+        Unsupported: an AppArmor profile, where the kernel has no AppArmor.
     """
     own = security.HasField("selinux_options") and security.selinux_options.ByteSize()
     process, mount = _selinux(security.selinux_options if own else pod.selinux_options, modules)
@@ -111,7 +117,8 @@ def _selinux(options: pb.SELinuxOption, modules: SecurityModules) -> tuple[str, 
     if not _LEVEL.fullmatch(level):
         raise InputError(f"selinux_options.level {level[:80]!r} is not of the form s0:c1,c2")
     if not modules.selinux:
-        raise unimplemented("selinux_options: the kernel has no SELinux")
+        log.info("selinux_options %s without effect: the kernel has no SELinux", level)
+        return "", ""
     who = options.user or "system_u"
     process = f"{who}:{options.role or 'system_r'}:{options.type or 'container_t'}:{level}"
     return process, f"{who}:object_r:container_file_t:{level}"

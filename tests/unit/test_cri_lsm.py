@@ -64,19 +64,20 @@ def test_what_makes_no_sense_is_refused(fields, words):
         found(BOTH, **fields)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"apparmor": DEFAULT},
-        {"apparmor": LOCAL},
-        {"selinux_options": LEVEL},
-        {"pod": {"selinux_options": LEVEL}},
-    ],
-)
-def test_a_kernel_without_the_module_is_an_error_for_who_asks(fields):
+@pytest.mark.parametrize("profile", [DEFAULT, LOCAL])
+def test_a_kernel_without_apparmor_is_an_error_for_who_asks(profile):
     assert found(NONE) == found(NONE, apparmor=KIND(profile_type=KIND.Unconfined)) == Labels()
     with pytest.raises(Unsupported, match="the kernel has no"):
-        found(NONE, **fields)
+        found(NONE, apparmor=profile)
+
+
+@pytest.mark.parametrize("fields", [{"selinux_options": LEVEL}, {"pod": {"selinux_options": LEVEL}}])
+def test_selinux_options_are_without_effect_where_no_policy_reads_them(fields, caplog):
+    caplog.set_level("INFO")
+    assert found(NONE, **fields) == Labels()
+    assert "s0:c1,c2 without effect: the kernel has no SELinux" in caplog.text
+    with pytest.raises(InputError, match="level"):
+        found(NONE, selinux_options=pb.SELinuxOption(level="s0 c1"))
 
 
 def test_selinux_labels_have_the_usual_defaults_and_come_from_the_pod():
