@@ -189,9 +189,9 @@ def _absent(
     if old is not None and old.state.terminated is not None:
         return old
     hold = view.holds.get(container.name)
-    waits_for_init = pod.spec.init_containers and container.name in names
-    note = view.notes.get(container.name, "")
-    reason, message = hold or ("PodInitializing" if waits_for_init else "ContainerCreating", note)
+    # Of an init container, too: kubectl shows "Init:0/2" for this reason alone, and a reason of its own otherwise.
+    waits = "PodInitializing" if pod.spec.init_containers else "ContainerCreating"
+    reason, message = hold or (waits, view.notes.get(container.name, ""))
     state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))
     last, restarts_ = ContainerState(), old.restart_count if old else 0
     if old is not None and old.state.running is not None:

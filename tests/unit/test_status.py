@@ -181,9 +181,10 @@ def test_a_hold_moves_the_ended_run_to_last_state() -> None:
 
 @pytest.mark.parametrize(("inits", "reason"), [((), "ContainerCreating"), ((ONE,), "PodInitializing")])
 def test_a_container_that_never_ran_waits(inits: tuple[dict[str, Any], ...], reason: str) -> None:
-    made = status(pod_of("Always", *inits)).container_statuses[0]
-    assert made.state.waiting is not None and made.state.waiting.reason == reason
-    assert made.container_id == "" and made.started is False
+    made = status(pod_of("Always", *inits))
+    for waits in (*made.init_container_statuses, *made.container_statuses):
+        assert waits.state.waiting is not None and waits.state.waiting.reason == reason
+        assert waits.container_id == "" and waits.started is False
 
 
 def test_a_container_the_runtime_lost_counts_as_a_crash() -> None:
