@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import TypeVar
 
-from agent.api import quantity
 from agent.api.structs import (
     ConfigMap,
     Container,
@@ -33,6 +30,7 @@ from agent.api.structs import (
 from agent.expansion import expand
 from agent.pods import spec
 from agent.pods.env_files import EnvFileError, value_in
+from agent.resources.downward import resource_value
 
 MASTER = ("default", "kubernetes")
 T = TypeVar("T", ConfigMap, Secret)
@@ -113,7 +111,7 @@ def _value(
     if origin.field_ref is not None:
         return field_value(pod, origin.field_ref, sources)
     if origin.resource_field_ref is not None:
-        return resource_value(pod, container, origin.resource_field_ref, sources.allocatable)
+        return _resource(pod, container, origin.resource_field_ref, sources.allocatable)
     namespace = pod.metadata.namespace
     if origin.config_map_key_ref is not None:
         ref = origin.config_map_key_ref
@@ -220,30 +218,16 @@ def _format_map(entries: Mapping[str, str]) -> str:
     return "\n".join(f'{key}="{value}"' for key, value in sorted(entries.items()))
 
 
-def resource_value(
+def _resource(
     pod: Pod, container: Container, ref: ResourceFieldSelector, allocatable: Mapping[str, str]
 ) -> str:
-    """A request or limit as a whole number of divisors, rounded up. Raises EnvError."""
-    if ref.container_name:
-        named = spec.find_container(pod, ref.container_name)
-        if named is None:
-            raise EnvError(f"container {ref.container_name} not found")
-        container = named
-    side, _, name = ref.resource.partition(".")
-    if side not in ("limits", "requests") or not name:
-        raise EnvError(f"unsupported container resource : {ref.resource}")
-    amounts = container.resources.limits if side == "limits" else container.resources.requests
-    text = amounts.get(name)
-    if text is None and side == "requests":
-        text = container.resources.limits.get(name)
-    if text is None and side == "limits":
-        text = allocatable.get(name)
+    named = spec.find_container(pod, ref.container_name) if ref.container_name else container
+    if named is None:
+        raise EnvError(f"container {ref.container_name} not found")
     try:
-        divisor = quantity.parse(ref.divisor) if ref.divisor else Fraction(1)
-        amount = quantity.parse(text) if text else Fraction(0)
+        return resource_value(pod, named, ref.resource, ref.divisor, allocatable)
     except ValueError as exc:
         raise EnvError(str(exc)) from exc
-    return str(math.ceil(amount / (divisor or Fraction(1))))
 
 
 # --- services ---------------------------------------------------------------------------------------------

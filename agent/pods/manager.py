@@ -120,6 +120,7 @@ class PodManager(PodDirectory):
             timelines=self.timelines,
             users=UserNamespaces(settings.id_pool, settings.root),
             services=services,
+            allocatable=lambda: node().allocatable,
             runtime_name=runtime_name,
         )
         self._executor = Executor(self._ports)

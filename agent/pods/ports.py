@@ -127,4 +127,6 @@ class Ports:
     users: UserNamespaces
     services: Callable[[], Sequence[Service] | None]
     """Services known to the node; None while the first list is still to come."""
+    allocatable: Callable[[], Mapping[str, str]]
+    """The node's allocatable resources now, as quantities: the downward API's, for limits left unset."""
     runtime_name: str = "nodelet-cri"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +52,6 @@ class PodSettings:
     """Names that need none with NeverVerifyAllowlistedImages (preloadedImagesVerificationAllowlist)."""
     memory_capacity: int = 0
     """The node's memory in bytes, for OOM scores."""
-    capacity: Mapping[str, str] = field(default_factory=dict)
-    """The node's allocatable resources as quantities, for admission and the downward API."""
     unsafe_sysctls: tuple[str, ...] = ()
     """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
     crash_log_lines: int = 3

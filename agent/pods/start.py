@@ -199,7 +199,7 @@ async def _env_sources(ports: Ports, pod: Pod, container: Container, ips: tuple[
         services=services,
         pod_ips=ips,
         host_ips=ports.settings.host_ips,
-        allocatable=ports.settings.capacity,
+        allocatable=ports.allocatable(),
     )
 
 

@@ -189,7 +189,7 @@ def _absent(
     if old is not None and old.state.terminated is not None:
         return old
     hold = view.holds.get(container.name)
-    # Of an init container, too: kubectl shows "Init:0/2" for this reason alone, and a reason of its own otherwise.
+    # Of an init container, too: for this reason alone kubectl shows "Init:0/2", otherwise the reason.
     waits = "PodInitializing" if pod.spec.init_containers else "ContainerCreating"
     reason, message = hold or (waits, view.notes.get(container.name, ""))
     state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))

@@ -6,12 +6,11 @@ Source of formats: Kubernetes API, core/v1 DownwardAPIVolumeFile; k8s.io/kuberne
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agent.api import quantity
+from agent.resources.downward import resource_value
 from agent.volumes import atomic
 from agent.volumes.base import Context, PreparedVolume, Unready
 from agent.volumes.config_map import DEFAULT_MODE
@@ -136,7 +135,7 @@ def resource_text(pod: Pod, selector: ResourceFieldSelector, allocatable: Mappin
     Args:
         pod: the pod.
         selector: container, resource such as "limits.memory", divisor.
-        allocatable: stands in for a CPU, memory or ephemeral-storage limit that is not set.
+        allocatable: the node's, for a limit that is not set.
 
     Raises:
         Unready: an unknown container or resource, or a divisor that is no quantity.
@@ -145,16 +144,7 @@ def resource_text(pod: Pod, selector: ResourceFieldSelector, allocatable: Mappin
     container = next((one for one in containers if one.name == selector.container_name), None)
     if container is None:
         raise Unready(f"container {selector.container_name} not found")
-    which, _, resource = selector.resource.partition(".")
-    known = resource in ("cpu", "memory", "ephemeral-storage") or resource.startswith("hugepages-")
-    if which not in ("limits", "requests") or not known:
-        raise Unready(f"unsupported container resource : {selector.resource}")
-    if which == "limits":
-        text = container.resources.limits.get(resource) or allocatable.get(resource, "0")
-    else:
-        text = container.resources.requests.get(resource, "0")
     try:
-        divisor = quantity.parse(selector.divisor or "1") or quantity.parse("1")
-        return str(math.ceil(quantity.parse(text) / divisor))
+        return resource_value(pod, container, selector.resource, selector.divisor, allocatable)
     except ValueError as exc:
-        raise Unready(f"resourceFieldRef {selector.resource}: {exc}") from exc
+        raise Unready(str(exc)) from exc

@@ -21,6 +21,7 @@ from cri.runtime.security import capability_mask
 from cri.runtime.spec import ContainerSpec, ExecSpec
 from cri.runtime.state import StateFolder
 from host.cgroups import Cgroups, Resources
+from host.cgroups.folders import in_trees
 from host.errors import HostError
 from host.failpoints import reach
 
@@ -114,8 +115,8 @@ def _places(
     shm = Path("/dev/shm") if host_ipc else state.sandbox(spec.sandbox_id) / "shm"  # noqa: S108 - the node's own
     folder = state.container(spec.sandbox_id, spec.id)
     path = spec.cgroup_path
-    names = [tree.name for tree in cgroups.trees]
-    folders = cgroups.folders(path) if path else []
+    names = [tree.name for tree in cgroups.shown]
+    folders = list(in_trees(cgroups.shown, path)) if path else []
     if (
         cgroups.mode == "v2" and spec.writable_sys and not userns
     ):  # privileged: the whole hierarchy, as with containerd

@@ -1,11 +1,11 @@
 """AppArmor profile and SELinux labels of a container: what is asked for against what the kernel has.
 
-An AppArmor profile that this kernel cannot enforce is an error, as in kubelet. A kernel with AppArmor confines
-every unprivileged container of which nothing is said, as containerd does.
-SELinux labels are set where a pod asks for them; categories (MCS) are not made up here, `level` names them. A
-kernel without SELinux has no policy that could tell one label from another: options of good form are then without
-effect, as with every runtime (pods name a level so that nodes of both kinds run them; upstream's conformance tests
-do), and the log says so.
+An AppArmor profile that this kernel cannot enforce is an error, as in kubelet. A kernel with AppArmor
+confines every unprivileged container of which nothing is said, as containerd does.
+SELinux labels are set where a pod asks for them; categories (MCS) are not made up here, `level` names them.
+A kernel without SELinux has no policy that could tell one label from another: options of good form are then
+without effect, as with every runtime (pods name a level and run on nodes of both kinds; Kubernetes'
+conformance tests do), and the log says so.
 """
 
 from __future__ import annotations

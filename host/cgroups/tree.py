@@ -64,10 +64,12 @@ class Cgroups:
         self.root = Path(root)
         self.trees: tuple[Path, ...] = ()
         """The mount of every hierarchy a cgroup exists in; v2 first where there is one."""
+        self.shown: tuple[Path, ...] = ()
+        """Those of them that a container is shown: with controllers."""
         self._by_controller: dict[str, Path] = {}
         if (self.root / "cgroup.controllers").exists():
             self.mode: Mode = "v2"
-            self.trees = (self.root,)
+            self.trees = self.shown = (self.root,)
             return
         self.mode = "v1"
         self._find_v1()
@@ -87,6 +89,8 @@ class Cgroups:
             for controller in tree.name.split(","):
                 self._by_controller[controller] = tree
         self.trees = (*unified, *v1)
+        # A container that finds a cgroup2 mount takes it for the one with the limits; runc shows none, either.
+        self.shown = tuple(v1)
 
     @property
     def controllers(self) -> frozenset[str]:

@@ -76,6 +76,10 @@ class TestPrivileges:
         assert facts.exit is not None
         assert [line for line in lines if line] == ["1", "1", "4"]
 
+    async def test_only_hierarchies_with_controllers_are_shown(self, pod: Lab) -> None:
+        script = "grep -o '/sys/fs/cgroup.* - cgroup2*' /proc/self/mountinfo | grep -o 'cgroup2*$' | sort -u"
+        assert await pod.sh(script) == ["cgroup2" if pod.cgroups.mode == "v2" else "cgroup"]
+
     async def test_devices_cgroup(self, pod: Lab) -> None:
         if pod.cgroups.mode == "v2":
             pytest.skip("kernel has no v1 devices controller mounted")

@@ -11,6 +11,7 @@ from podkit import make_pod
 
 from agent.api.structs import ConfigMap, ObjectMeta, Secret, Service
 from agent.pods.env import EnvError, EnvSources, environment, references, service_variables
+from agent.resources.downward import resource_value
 
 
 def config(name: str, **data: str) -> ConfigMap:
@@ -115,6 +116,7 @@ def test_fields(path: str, value: str) -> None:
         ("limits.memory", "1Mi", "64"),
         ("requests.memory", "", str(64 << 20)),
         ("limits.ephemeral-storage", "", "0"),
+        ("limits.hugepages-2Mi", "", "0"),
     ],
 )
 def test_resources(resource: str, divisor: str, value: str) -> None:
@@ -124,9 +126,38 @@ def test_resources(resource: str, divisor: str, value: str) -> None:
     assert got["X"] == value
 
 
-def test_unset_limits_are_the_nodes() -> None:
-    ref = {"resource": "limits.cpu", "divisor": "0"}
-    assert env_of([{"name": "X", "valueFrom": {"resourceFieldRef": ref}}])["X"] == "2"
+@pytest.mark.parametrize(
+    ("resource", "value"),
+    [
+        ("limits.cpu", "2"),
+        ("limits.memory", str(4 << 30)),
+        ("requests.cpu", "0"),
+        ("limits.hugepages-2Mi", "0"),
+    ],
+)
+def test_unset_limits_are_the_nodes(resource: str, value: str) -> None:
+    """But for huge pages: a container without a limit has none."""
+    ref = {"resource": resource, "divisor": "0"}
+    assert env_of([{"name": "X", "valueFrom": {"resourceFieldRef": ref}}])["X"] == value
+
+
+@pytest.mark.parametrize(
+    ("asked", "value"), [({"cpu": "1"}, "1"), ({"cpu": "0"}, "2"), ({"memory": "1Gi"}, "2")]
+)
+def test_a_limit_of_the_pod_comes_before_the_nodes(asked: dict[str, str], value: str) -> None:
+    container = {"name": "app", "image": "busybox"}
+    pod = make_pod(spec={"containers": [container], "resources": {"limits": asked}})
+    found = resource_value(pod, pod.spec.containers[0], "limits.cpu", "0", {"cpu": "2"})
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("resource", "divisor"), [("limits.magic", ""), ("magic.cpu", ""), ("limits.cpu", "z")]
+)
+def test_resources_that_are_refused(resource: str, divisor: str) -> None:
+    ref = {"resource": resource, "divisor": divisor}
+    with pytest.raises(EnvError):
+        env_of([{"name": "X", "valueFrom": {"resourceFieldRef": ref}}])
 
 
 def test_service_variables() -> None:

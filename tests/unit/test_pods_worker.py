@@ -8,6 +8,7 @@ import pytest
 from podkit import Node, Program, deleted, make_pod, running
 
 from agent.pods.runtime import ExecResult
+from agent.resources.admission import NodeFacts
 
 
 async def test_a_pod_runs_and_says_so_in_one_patch(tmp_path: Path) -> None:
@@ -293,3 +294,14 @@ async def test_one_exit_restarts_all_where_a_rule_says_so(tmp_path: Path) -> Non
         node.cri.exit(after["b"], 0)
         await node.settle()
         assert node.phase() == "Failed"  # no rule speaks of 1, and the policy is Never
+
+
+async def test_limits_left_unset_are_told_as_the_nodes_of_now(tmp_path: Path) -> None:
+    origin = {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "0"}}
+    app = {"name": "app", "image": "busybox", "env": [{"name": "CPUS", "valueFrom": origin}]}
+    node = Node(tmp_path)
+    node.facts = NodeFacts(name="n1", allocatable={"cpu": "3", "memory": "4Gi", "pods": "110"})
+    async with running(node):
+        await node.put(make_pod(spec={"containers": [app]}))
+        made = node.cri.config(node.cri.containers()[0].id)
+        assert ("CPUS", b"3") in [(each.key, each.value) for each in made.envs]

@@ -200,7 +200,7 @@ def test_downward_fields(path: str, text: str) -> None:
         ("limits.cpu", "1m", "500"),
         ("limits.memory", "1Mi", "1024"),
         ("requests.memory", "", "1000"),
-        ("requests.cpu", "1m", "0"),
+        ("requests.cpu", "1m", "500"),
     ],
 )
 def test_downward_resources(resource: str, divisor: str, text: str) -> None:
