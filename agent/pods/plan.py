@@ -162,9 +162,9 @@ def _start(
         return []
     known = seen.facts.latest(container.name)
     if known is not None and known.state is State.CREATED:
-        return [RemoveContainer(known.id), Hold(container.name, "ContainerCreating", "")]
+        return [RemoveContainer(known.id), Hold(container.name, spec.waiting_reason(pod), "")]
     if known is not None and known.state is State.UNKNOWN:
-        return [Hold(container.name, "ContainerCreating", "")]
+        return [Hold(container.name, spec.waiting_reason(pod), "")]
     exited = seen.exits.get(known.id, seen.now) if known is not None else None
     due = restart_at(seen.backoffs.get(container.name), exited) if exited is not None else seen.now
     if due > seen.now:

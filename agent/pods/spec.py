@@ -23,6 +23,14 @@ def is_mirror(pod: Pod) -> bool:
     return MIRROR_ANNOTATION in pod.metadata.annotations
 
 
+def waiting_reason(pod: Pod) -> str:
+    """Why a container waits of which there is nothing else to say.
+
+    Of an init container, too: for this reason alone kubectl shows "Init:0/2", otherwise the reason itself.
+    """
+    return "PodInitializing" if pod.spec.init_containers else "ContainerCreating"
+
+
 def is_sidecar(container: Container) -> bool:
     """Whether an init container is a native sidecar (KEP-753): it runs beside the app containers."""
     return container.restart_policy == "Always"

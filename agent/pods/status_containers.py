@@ -87,7 +87,7 @@ def _status(
     if restarting and hold is not None:
         state, last = ContainerState(waiting=ContainerStateWaiting(reason=hold[0], message=hold[1])), state
     elif fact.state is State.CREATED:
-        reason, message = hold or ("ContainerCreating", "")
+        reason, message = hold or (spec.waiting_reason(pod), "")
         state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))
     running = fact.state is State.RUNNING
     return ContainerStatus(
@@ -189,9 +189,7 @@ def _absent(
     if old is not None and old.state.terminated is not None:
         return old
     hold = view.holds.get(container.name)
-    # Of an init container, too: for this reason alone kubectl shows "Init:0/2", otherwise the reason.
-    waits = "PodInitializing" if pod.spec.init_containers else "ContainerCreating"
-    reason, message = hold or (waits, view.notes.get(container.name, ""))
+    reason, message = hold or (spec.waiting_reason(pod), view.notes.get(container.name, ""))
     state = ContainerState(waiting=ContainerStateWaiting(reason=reason, message=message))
     last, restarts_ = ContainerState(), old.restart_count if old else 0
     if old is not None and old.state.running is not None:

@@ -89,7 +89,7 @@ class Cgroups:
             for controller in tree.name.split(","):
                 self._by_controller[controller] = tree
         self.trees = (*unified, *v1)
-        # A container that finds a cgroup2 mount takes it for the one with the limits; runc shows none, either.
+        # A container that finds a cgroup2 mount takes it for the one with the limits; runc shows none either.
         self.shown = tuple(v1)
 
     @property

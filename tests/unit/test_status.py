@@ -187,6 +187,13 @@ def test_a_container_that_never_ran_waits(inits: tuple[dict[str, Any], ...], rea
         assert waits.container_id == "" and waits.started is False
 
 
+@pytest.mark.parametrize(("inits", "reason"), [((), "ContainerCreating"), ((ONE,), "PodInitializing")])
+def test_a_container_about_to_start_waits_for_the_same_reason(inits: tuple[Any, ...], reason: str) -> None:
+    made = status(pod_of("Always", *inits), con("one", state=CREATED), con(state=CREATED))
+    for waits in (*made.init_container_statuses, *made.container_statuses):
+        assert waits.state.waiting is not None and waits.state.waiting.reason == reason
+
+
 def test_a_container_the_runtime_lost_counts_as_a_crash() -> None:
     old = ContainerStatus(
         name="app",
