@@ -48,11 +48,20 @@ def steps(tree: Path, folder: Path) -> list[tuple[Path, Path]]:
 def make_folder(folder: Path) -> None:
     """A cgroup whose parent is there; fine when it is there itself. Raises HostError."""
     try:
-        os.mkdir(folder, 0o755)
+        os.mkdir(folder)
+        open_to_readers(folder)
     except FileExistsError:
         return
     except OSError as exc:
         raise from_oserror(exc, f"make cgroup {folder}") from exc
+
+
+def open_to_readers(folder: Path) -> None:
+    """Let everybody read a cgroup, whatever this process's umask: a container shows its own to all its users.
+
+    Runtimes of languages size their heaps and thread pools by it, and most of them do not run as root.
+    """
+    folder.chmod(0o755)
 
 
 def enable_controllers(folder: Path) -> None:

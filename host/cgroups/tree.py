@@ -36,6 +36,7 @@ from host.cgroups.folders import (
     enable_controllers,
     in_trees,
     make_folder,
+    open_to_readers,
     remove_tree,
     steps,
     subtree,
@@ -189,9 +190,10 @@ class Cgroups:
         else:
             try:
                 try:
-                    os.mkdir(folder, 0o755)
+                    os.mkdir(folder)
                 except (FileExistsError, FileNotFoundError):
-                    os.makedirs(folder, mode=0o755, exist_ok=True)
+                    os.makedirs(folder, exist_ok=True)
+                open_to_readers(folder)
             except OSError as exc:
                 raise from_oserror(exc, f"make cgroup {folder}") from exc
 

@@ -33,6 +33,15 @@ async def update(node: CriNode, container: str, **fields: Any) -> None:
     await node.runtime.UpdateContainerResources(request)
 
 
+async def test_any_user_reads_the_limits_of_its_own_container(node: CriNode) -> None:
+    linux = limited(memory_limit_in_bytes=64 << 20)
+    linux.security_context.run_as_user.value = 1000
+    _, container = await node.launch_with(node.sandbox_config(), "sleep", "1000", linux=linux)
+    script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max"
+    answer = await node.exec(container, "sh", "-c", f"{script}; id -u")
+    assert answer.stdout.split() == [str(64 << 20).encode(), b"1000"]
+
+
 class TestDevices:
     SCRIPT = (
         "busybox mknod /tmp/log c 1 11; true </tmp/log && echo opened; head -c 2 /dev/zero | busybox wc -c"
