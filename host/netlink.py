@@ -31,6 +31,9 @@ _DUMP_ATTEMPTS = 5
 _ANSWER_SECONDS = 10.0
 _NETLINK_NETFILTER = 12  # linux/netlink.h; Python names it from 3.12 on
 _NFNL_SUBSYS_NFTABLES, _NFT_MSG_GETGEN, _NFTA_GEN_ID = 10, 16, 1  # linux/netfilter/nf_tables.h
+_NFT_MSG_GETOBJ, _NFTA_OBJ_TABLE, _NFTA_OBJ_NAME, _NFTA_OBJ_TYPE, _NFTA_OBJ_DATA = 19, 1, 2, 3, 4
+_NFT_OBJECT_COUNTER, _NFTA_COUNTER_PACKETS, _NFPROTO_INET = 1, 2, 1
+_ATTRIBUTE = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
 
 R = TypeVar("R")
 
@@ -204,23 +207,43 @@ def nftables_generation() -> int:
         NotFound: this kernel has no nftables.
         HostError: it does not answer.
     """
-    kind = (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETGEN
-    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    what = "read the nftables generation"
+    generation = _ask_nftables(_NFT_MSG_GETGEN, socket.AF_UNSPEC, b"", what).get(_NFTA_GEN_ID)
+    if generation is None:
+        raise NotFound(errno.ENOENT, what, "the kernel's answer has none")
+    return int.from_bytes(generation, "big")
+
+
+def nftables_counter(table: str, name: str) -> int:
+    """How many packets a named counter of an `inet` table has counted.
+
+    Raises:
+        NotFound: there is no such counter.
+        HostError: the kernel does not answer.
+    """
+    names = ((_NFTA_OBJ_TABLE, table), (_NFTA_OBJ_NAME, name))
+    body = b"".join(rtnl.attr(kind, text.encode() + b"\0") for kind, text in names)
+    body += rtnl.attr(_NFTA_OBJ_TYPE, struct.pack(">I", _NFT_OBJECT_COUNTER))
+    answer = _ask_nftables(_NFT_MSG_GETOBJ, _NFPROTO_INET, body, f"read the counter {name} of {table}")
+    counted = {kind & _ATTRIBUTE: value for kind, value in rtnl.attrs(answer.get(_NFTA_OBJ_DATA, b""))}
+    return int.from_bytes(counted.get(_NFTA_COUNTER_PACKETS, b""), "big")
+
+
+def _ask_nftables(message: int, family: int, body: bytes, what: str) -> dict[int, bytes]:
+    """The attributes of the kernel's one answer."""
+    kind = (_NFNL_SUBSYS_NFTABLES << 8) | message
+    general = struct.pack("=BBH", family, 0, 0)
+    length = _HEADER.size + len(general) + len(body)
     try:
         with _netfilter_socket() as sock:
-            sock.send(_HEADER.pack(_HEADER.size + len(body), kind, rtnl.NLM_F_REQUEST, 1, 0) + body)
+            sock.send(_HEADER.pack(length, kind, rtnl.NLM_F_REQUEST, 1, 0) + general + body)
             data = sock.recv(8192)
     except OSError as exc:
-        raise from_oserror(exc, "read the nftables generation") from exc
-    start = _HEADER.size + len(body)
+        raise from_oserror(exc, what) from exc
     if _HEADER.unpack_from(data)[1] == rtnl.NLMSG_ERROR:
-        raise from_errno(-_ERROR.unpack_from(data, _HEADER.size)[0], "read the nftables generation")
-    while start + 8 <= len(data):
-        length, attribute = struct.unpack_from("=HH", data, start)
-        if attribute == _NFTA_GEN_ID:
-            return int(struct.unpack_from(">I", data, start + 4)[0])
-        start += (max(length, 4) + 3) & ~3
-    raise NotFound(errno.ENOENT, "read the nftables generation", "the kernel's answer has none")
+        raise from_errno(-_ERROR.unpack_from(data, _HEADER.size)[0], what)
+    found = rtnl.attrs(data, _HEADER.size + len(general))
+    return {attribute & _ATTRIBUTE: value for attribute, value in found}
 
 
 def netfilter_batch(batch: bytes, count: int, what: str) -> list[int]:

@@ -119,7 +119,13 @@ class PolicyAgent:
 
     def families(self) -> Sequence[Family]:
         """For /metrics."""
-        return self._metrics.families(self._feed.picture, enforced=self._feed.known and not self._resting)
+        enforced = self._feed.known and not self._resting
+        try:
+            dropped = self._kernel.dropped() if self._table is not None else 0
+        except HostError as exc:
+            log.info("dropped packets are not counted: %s", exc)
+            dropped = 0
+        return self._metrics.families(self._feed.picture, enforced=enforced, dropped=dropped)
 
     # --- what pods ask ------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.policy import rules
-from host.netlink import nftables_generation
+from host.errors import NotFound
+from host.netlink import nftables_counter, nftables_generation
 from host.rules import nft, nftelements
 from host.rules.nft import Content
 from host.rules.nftelements import Change
@@ -36,6 +37,9 @@ class Kernel(Protocol):
 
     def differs(self, wanted: Content | None) -> str:
         """How the table differs from what is wanted (None: no table); "" when it does not. HostError."""
+
+    def dropped(self) -> int:
+        """Packets dropped since the table was written as a whole; 0 without a table. Raises HostError."""
 
     def filter_bridge(self) -> str:
         """Let packets that a bridge passes on be filtered; why that is not possible, "" when it is."""
@@ -100,6 +104,13 @@ class NftKernel:
         self._doubtful = bool(difference)
         self._generation = None if difference else generation
         return difference
+
+    def dropped(self) -> int:
+        """See Kernel. One message to the kernel and its answer."""
+        try:
+            return nftables_counter(rules.TABLE, rules.DROPPED)
+        except NotFound:
+            return 0
 
     def filter_bridge(self) -> str:
         """See Kernel."""

@@ -28,8 +28,8 @@ class PolicyMetrics:
         """The table was not as it had been written."""
         self._drifts += 1
 
-    def families(self, picture: Picture, *, enforced: bool) -> tuple[Family, ...]:
-        """All of it, and what the picture holds."""
+    def families(self, picture: Picture, *, enforced: bool, dropped: int) -> tuple[Family, ...]:
+        """All of it, what the picture holds, and what the kernel has counted."""
         duration = (*self._whole.samples(), *self._changes.samples())
         name = "nodelet_policy"
         return (
@@ -39,5 +39,6 @@ class PolicyMetrics:
             gauge(f"{name}_rules", "Rules in the table", picture.table.rules),
             Family(f"{name}_sync_duration_seconds", "histogram", "Time to write the table", duration),
             counter(f"{name}_sync_failures_total", "Writes of the table that failed", self._failures),
+            counter(f"{name}_dropped_packets_total", "Packets that no policy allows", dropped),
             counter(f"{name}_drifts_total", "Times somebody else had changed the table", self._drifts),
         )

@@ -32,6 +32,7 @@ class Picture:
         self._ports = PortSets(self.table)
         self._port_users: dict[PortName, set[str]] = {}
         self._isolation = Isolation(self.table)
+        self.table.put_counter(rules.DROPPED)
         for name, kind in rules.base_sets():
             self.table.put_set(name, kind)
         for name, hook, content in rules.base_chains():

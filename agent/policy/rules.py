@@ -36,6 +36,8 @@ Direction = Literal["in", "out"]
 DIRECTIONS: tuple[Direction, ...] = ("in", "out")
 
 TABLE = "nodelet-policy"
+DROPPED = "dropped"
+"""The counter of packets that policies drop."""
 HOOK = "type filter hook forward priority -10; policy accept;"
 ALONE = "self"
 """Sets of (pod address, the same address): a pod that reaches itself through a Service."""
@@ -114,7 +116,7 @@ def pods_chain(direction: Direction, keys: Sequence[str]) -> str:
 def pods_rules(direction: Direction, keys: Sequence[str], comment: Mapping[str, str]) -> list[str]:
     """The rules of such a chain; `comment` gives the quoted name of each policy."""
     jumps = [f"jump {policy_chain(direction, key)} comment {comment[key]}" for key in keys]
-    return [*jumps, "drop"]
+    return [*jumps, f'counter name "{DROPPED}" drop']
 
 
 def policy_rules(policy: Policy, direction: Direction, numbers: Numbers) -> list[str]:

@@ -58,13 +58,13 @@ def parse(text: str) -> Rules:
     kind, name = "", ""
     for line in re.sub(r",\s*\n\s*", ", ", text).splitlines():
         words = line.split()
-        if len(words) > 2 and words[0] in ("set", "map", "chain") and words[-1] == "{":
+        if len(words) > 2 and words[0] in ("set", "map", "chain", "counter") and words[-1] == "{":
             kind, name = words[0], words[1]
             if kind == "set":
                 found.sets[name] = set()
             elif kind == "map":
                 found.maps[name] = {}
-            else:
+            elif kind == "chain":
                 found.chains[name] = []
         elif not words or words[0] in ("type", "table", "}"):
             continue
@@ -105,6 +105,8 @@ def _walk(rules: Rules, chain: str, flow: Flow) -> tuple[str, str]:
 def _rule(rules: Rules, words: Sequence[str], flow: Flow) -> str:
     """The verdict of one rule; "" where it does not match."""
     while words:
+        if words[:2] == ["counter", "name"]:
+            words = words[3:]
         if words[0] in ("accept", "drop"):
             return words[0]
         if words[0] in ("jump", "goto"):

@@ -64,6 +64,7 @@ class TableState:
 
     def __init__(self, family: Family, name: str) -> None:
         self.family, self.name = family, _checked(name)
+        self._counters: list[str] = []
         self._sets: dict[str, _Set] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self._written_sets: dict[str, str] = {}
@@ -75,6 +76,10 @@ class TableState:
     def put_chain(self, name: str, rules: Iterable[str], *, hook: str = "") -> None:
         """Let a chain hold exactly these rules; `hook` is the declaration of a base chain."""
         self._chains[_checked(name)] = (hook, *rules)
+
+    def put_counter(self, name: str) -> None:
+        """Let a counter exist, for rules to name; before the table is first written."""
+        self._counters.append(_checked(name))
 
     def drop_chain(self, name: str) -> None:
         """Let a chain be gone; rules and maps must not lead to it any more."""
@@ -132,6 +137,7 @@ class TableState:
         """The transaction that makes the table anew, whatever it holds."""
         # The first line lets the second succeed where there is no such table.
         lines = [f"add table {self._where}", f"delete table {self._where}", f"add table {self._where}"]
+        lines += [f"add counter {self._where} {name}" for name in self._counters]
         lines += [_declare_set(self._where, name, one.type) for name, one in self._sets.items()]
         lines += [_declare_chain(self._where, name, chain[0]) for name, chain in self._chains.items()]
         for name, chain in self._chains.items():
@@ -249,11 +255,11 @@ def parse(text: str) -> Content:
     joined = re.sub(r",\s*\n\s*", ", ", text)  # elements are broken into lines of two or three
     for line in joined.splitlines():
         words = line.split()
-        if words[:1] in (["set"], ["map"], ["chain"]) and words[-1] == "{":
+        if words[:1] in (["set"], ["map"], ["chain"], ["counter"]) and words[-1] == "{":
             kind, name = words[0], words[1]
             if kind == "chain":
                 chains[name] = []
-            else:
+            elif kind != "counter":
                 sets[name] = frozenset()
         elif not words or words[0] in ("table", "comment", "}"):
             continue

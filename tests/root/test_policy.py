@@ -111,9 +111,11 @@ def test_denied_pods_are_reached_by_their_node_alone(net: Net) -> None:
     assert net.reaches("web", "db", family=6)
     assert net.reaches("far", "db")
     net.enforce(policy("deny", **DB))
+    before = net.near.run(net.kernel.dropped)
     assert not net.reaches("web", "db")
     assert not net.reaches("web", "db", family=6)
     assert not net.reaches("far", "db")
+    assert net.near.run(net.kernel.dropped) >= before + 3
     assert net.arrives(net.near.netns, net.ip("db"), 8080)  # probes
     assert net.reaches("db", "far")
     assert net.reaches("db", "web", family=6)

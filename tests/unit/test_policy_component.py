@@ -99,6 +99,7 @@ async def test_a_pod_waits_until_its_policies_are_in_the_kernel() -> None:
         assert world.agent.problem == ""
         shown = exposition.values(world.agent.families())
         assert shown["nodelet_policy_sync_failures_total"] == shown["nodelet_policy_policies"] == 1
+        assert shown["nodelet_policy_dropped_packets_total"] == 7
         assert shown["nodelet_policy_enforced"] == shown["nodelet_policy_isolated_pods"] == 1
         assert shown['nodelet_policy_sync_duration_seconds_count{kind="whole"}'] == 1
 
