@@ -96,8 +96,8 @@ async def test_a_later_pull_goes_on_where_the_last_one_was_cut(tmp_path, fake, b
         async with opened_store(tmp_path, session) as store:
             with pytest.raises(RegistryUnavailable):
                 await store.pull(REF)
-        (partial,) = (tmp_path / "images/partial").iterdir()
-        assert partial.read_bytes() == layer[:40]
+        partial = tmp_path / "images/partial" / digest_of(layer).removeprefix("sha256:")
+        assert partial.read_bytes() == layer[:40], "others may be there too: they were on their way"
         async with opened_store(tmp_path, session) as store:  # a new daemon
             await store.pull(REF)
             assert ranges == ["", "bytes=40-", "bytes=40-"]
