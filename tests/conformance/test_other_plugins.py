@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -71,6 +72,27 @@ async def other(node: CriClient) -> AsyncIterator[CriClient]:
         config.unlink()
 
 
+def config_of(node: CriClient) -> Path:
+    """The configuration that names the other's plugins."""
+    folder = "disk/etc/cni/net.d" if node.name == "containerd" else "net.d"
+    return node.logs.parent / folder / "05-other.conflist"
+
+
+async def use_version(node: CriClient, version: str) -> None:
+    """Let the configuration speak this version of the specification, and wait until the runtime does."""
+    path = config_of(node)
+    conflist = json.loads(path.read_text())
+    conflist.pop("cniVersions", None)
+    path.with_suffix(".new").write_text(json.dumps(conflist | {"cniVersion": version}))
+    path.with_suffix(".new").rename(path)
+    async with asyncio.timeout(20):
+        while True:
+            status = await node.runtime.Status(pb.StatusRequest(verbose=True))
+            if re.search(rf'"cniversion\W+{version}"', status.info["cniconfig"], re.IGNORECASE):
+                return
+            await asyncio.sleep(0.05)
+
+
 def leases(node: CriClient) -> list[str]:
     """Addresses that are on disk, by either plugin."""
     found = (node.logs.parent / "other").rglob("*")
@@ -92,6 +114,15 @@ async def test_pods_have_addresses_and_host_ports(other: CriClient):
     for sandbox in (first, second):
         await other.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox))
     assert leases(other) == []
+
+
+async def test_every_version_of_the_specification(other: CriClient):
+    for version in ("0.3.1", "0.4.0", "1.0.0", "1.1.0"):
+        await use_version(other, version)
+        sandbox = await other.run_pod(other.sandbox_config())
+        assert leases(other) == [await address(other, sandbox)], version
+        await other.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox))
+        assert leases(other) == [], version
 
 
 async def test_ten_pods_at_once(other: CriClient):
