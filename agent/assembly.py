@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent import startup, startup_resources
@@ -270,7 +271,6 @@ class Agent:
             "ready": self._tell_init_system,
         }
         optional = {
-            "pod-watch": self._pod_watch,
             "service-watch": self._services,
             "slice-watch": self._slices,
             "node-watch": self._nodes,
@@ -293,12 +293,19 @@ class Agent:
             ),
         }
         parts |= {name: part.run for name, part in optional.items() if part is not None}
+        if self._pod_watch is not None:
+            parts["pod-watch"] = partial(self._watch_pods, self._pod_watch)
         if self._client is None:
             self._stand_alone()
         try:
             await supervise_all(parts)
         finally:
             await self._runtime.close()
+
+    async def _watch_pods(self, watch: Informer[Pod]) -> None:
+        """Follow this node's pods once the Node is known: its labels and taints decide who is admitted."""
+        await self.node.registered.wait()
+        await watch.run()
 
     def _rotation(self) -> Rotation | None:
         options, kubelet = self._settings.options, self._settings.kubelet
@@ -332,9 +339,11 @@ class Agent:
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is not None:
+            meta = new.metadata
+            before = old or self.pods.find(meta.namespace, meta.name, meta.uid)
             self.pods.put(new)
-            if old is not None:
-                self._volumes.pod_changed(old, new)
+            if before is not None:
+                self._volumes.pod_changed(before, new)
         elif old is not None:
             self.pods.remove(old)
         changed = new or old

@@ -50,6 +50,8 @@ class EnvSources:
     files: Mapping[tuple[str, str], str | None] = field(default_factory=dict)
     """Texts of the files that `fileKeyRef` names, by volume and path; None: there is none."""
     services: Iterable[Service] = ()
+    service_variables: Mapping[str, str] | None = None
+    """The variables of the services, where they are known from before instead of the services."""
     pod_ips: tuple[str, ...] = ()
     host_ips: tuple[str, ...] = ()
     allocatable: Mapping[str, str] = field(default_factory=dict)
@@ -75,7 +77,7 @@ def references(container: Container) -> tuple[frozenset[str], frozenset[str]]:
 
 def environment(pod: Pod, container: Container, sources: EnvSources) -> dict[str, str]:
     """All variables of a container, service variables included. Raises EnvError."""
-    links = service_variables(pod.metadata.namespace, sources.services, links=pod.spec.enable_service_links)
+    links = links_of(pod, sources)
     own: dict[str, str] = {}
     for source in container.env_from:
         if source.config_map_ref is not None:
@@ -97,6 +99,13 @@ def environment(pod: Pod, container: Container, sources: EnvSources) -> dict[str
                 f"environment variable {name!r} contains a NUL byte, which no process can be given"
             )
     return {**links, **own}
+
+
+def links_of(pod: Pod, sources: EnvSources) -> Mapping[str, str]:
+    """The service variables of a pod's containers."""
+    if sources.service_variables is not None:
+        return sources.service_variables
+    return service_variables(pod.metadata.namespace, sources.services, links=pod.spec.enable_service_links)
 
 
 def _value(

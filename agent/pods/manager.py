@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent.api.structs import ObjectMeta, Pod, Service
-from agent.pods import probe_record, spec
+from agent.pods import checkpoint, probe_record, spec
 from agent.pods.allocation import Allocations
 from agent.pods.directory import PodDirectory
 from agent.pods.ending import PodEnding
@@ -45,6 +45,7 @@ from host.clocks import Clock
 
 log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 60.0
+_API = "api"
 
 
 class PodManager(PodDirectory):
@@ -83,7 +84,7 @@ class PodManager(PodDirectory):
         writer: StatusWriter,
         probes: ProbePort,
         policies: PolicyPort | None = None,
-        await_sources: Iterable[str] = ("api",),
+        await_sources: Iterable[str] = (_API,),
         runtime_name: str = "nodelet-cri",
     ) -> None:
         self._settings = settings
@@ -159,6 +160,7 @@ class PodManager(PodDirectory):
         held, self._held = self._held or [], None
         for pod in held:
             self.put(pod)
+        self._take_up()
         for worker in self._workers.values():
             worker.poke()  # a second run of this component finds its workers asleep
         self._sweep()
@@ -175,6 +177,9 @@ class PodManager(PodDirectory):
             return
         worker = self._workers.get(pod.metadata.uid)
         if worker is not None:
+            if worker.memory.unconfirmed:
+                worker.memory.unconfirmed = False
+                self._writer.forget(worker.uid)  # only now is it known which status the API has
             self._resizes.update(worker, pod)
             return
         self._supersede(pod)
@@ -185,7 +190,8 @@ class PodManager(PodDirectory):
                 self._next[before.uid] = pod
                 return
         worker = PodWorker(self._resizes.view(pod), executor=self._executor, on_finished=self._finished)
-        verdict = self._admission(worker.pod)
+        verdict, gone = self._admission(worker.pod)
+        worker.start_after(gone)
         self._workers[pod.metadata.uid] = worker
         if verdict is not None:
             self._executor.say(pod, "Warning", verdict.reason, verdict.message)
@@ -227,8 +233,23 @@ class PodManager(PodDirectory):
     def complete(self, source: str) -> None:
         """A source has told all its pods for the first time: what nobody knows is left over from before."""
         self._waiting.discard(source)
+        if source == _API:
+            for worker in [w for w in self._workers.values() if w.memory.unconfirmed]:
+                self.remove(worker.pod)
         if self._held is None:
             self._sweep()
+
+    def _take_up(self) -> None:
+        """Go on with the API's pods that run since before this agent, until the API has its say."""
+        if _API not in self._waiting:
+            return
+        for pod in checkpoint.kept(self._settings.root):
+            box = self.observer.of(pod.metadata.uid).sandbox
+            if box is None or not box.ready or self._find(pod.metadata.namespace, pod.metadata.name, None):
+                continue  # it does not run, or the API has told of it, or of its successor
+            log.info("pod known from its record, the API is away pod=%s", spec.full_name(pod))
+            self.put(pod)
+            self._workers[pod.metadata.uid].memory.unconfirmed = True
 
     def _put_mirror(self, mirror: Pod) -> None:
         self._mirrors[mirror.metadata.uid] = mirror
@@ -238,12 +259,13 @@ class PodManager(PodDirectory):
             if worker.pod.metadata.annotations.get(spec.HASH_ANNOTATION) == key:
                 worker.poke()
 
-    def _admission(self, pod: Pod) -> Verdict | None:
-        """Why the pod is refused; None when it may run, or already did."""
+    def _admission(self, pod: Pod) -> tuple[Verdict | None, list[PodWorker]]:
+        """Why the pod is refused, None when it may run or already did; and what is ended to make room."""
         facts = self.observer.of(pod.metadata.uid)
         if pod.metadata.deletion_timestamp or pod.status.phase in TERMINAL or not facts.empty:
-            return None
+            return None, []
         others = [w.pod for w in self._workers.values() if self._active(w)]
+        ending: list[PodWorker] = []
         forbidden = check_sysctls(pod, self._settings)
         if forbidden:
             refused: Rejection | None = Rejection("SysctlForbidden", forbidden)
@@ -253,10 +275,11 @@ class PodManager(PodDirectory):
                 self._executor.say(other, "Warning", preemption.REASON, preemption.MESSAGE)
                 verdict = Verdict(reason=preemption.REASON, message=preemption.MESSAGE, disruption=True)
                 self.ending.end(other, verdict)
+                ending.append(self._workers[other.metadata.uid])
         if refused is None:
-            return None
+            return None, ending
         text = f"Pod was rejected: {refused.message}"
-        return Verdict(reason=refused.reason, message=text)
+        return Verdict(reason=refused.reason, message=text), []
 
     @staticmethod
     def _active(worker: PodWorker) -> bool:

@@ -64,3 +64,5 @@ class Memory:
     deadline: float | None = None
     """When activeDeadlineSeconds ends, monotonic."""
     finished: bool = False
+    unconfirmed: bool = False
+    """Whether the pod is known from its record alone, because the API has not been reached yet."""

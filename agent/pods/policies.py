@@ -17,22 +17,28 @@ class NoPolicies:
 
     problem = ""
 
-    async def ready(self, pod: Pod, ips: Sequence[str], *, static: bool) -> None:
+    async def ready(self, pod: Pod, ips: Sequence[str], *, early: bool) -> None:
         """At once."""
 
     def forget(self, uid: str) -> None:
         """Nothing is remembered."""
 
 
-async def await_policies(executor: Executor, pod: Pod, ips: Sequence[str], *, container: str) -> None:
+async def await_policies(
+    executor: Executor, pod: Pod, ips: Sequence[str], *, container: str, early: bool
+) -> None:
     """Return when policies are in force for the pod at these addresses.
+
+    Args:
+        early: whether the pod ran before this agent and the API has not been reached since: what the kernel
+            holds of policies then is what the agent before it knew.
 
     Raises:
         JobFailed: they are not after LIMIT; nothing was started.
     """
     ports = executor.ports
     try:
-        await within(ports.clock, LIMIT, ports.policies.ready(pod, ips, static=spec.is_static(pod)))
+        await within(ports.clock, LIMIT, ports.policies.ready(pod, ips, early=early or spec.is_static(pod)))
     except TimeoutError as exc:
         why = ports.policies.problem or "the kernel has not answered"
         text = f"network policies are not in force after {LIMIT:g} s: {why}"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from agent.api import errors as api_errors
 from agent.api.structs import Container, Pod
-from agent.pods import actions, spec
-from agent.pods.env import EnvError, EnvSources, environment, references
+from agent.pods import actions, checkpoint, spec
+from agent.pods.env import EnvError, EnvSources, environment, links_of, references
 from agent.pods.env_files import EnvFileError, read_file
 from agent.pods.executor import Executor, JobFailed
 from agent.pods.facts import ContainerFact, State
@@ -63,7 +63,7 @@ async def start_container(
     box = next((s for s in ports.observer.of(uid).sandboxes if s.id == action.sandbox_id), None)
     sandbox = executor.sandbox_config(pod, box.attempt if box else 0)
     ips = executor.pod_ips(pod, box.ips if box else ())
-    await await_policies(executor, pod, ips, container=container.name)
+    await await_policies(executor, pod, ips, container=container.name, early=memory.unconfirmed)
     try:
         container_id = await ports.runtime.create_container(action.sandbox_id, config, sandbox)
     except RuntimeFailure as exc:
@@ -183,24 +183,28 @@ def _env_files(container: Container, memory: Memory) -> dict[tuple[str, str], st
 
 async def _env_sources(ports: Ports, pod: Pod, container: Container, ips: tuple[str, ...]) -> EnvSources:
     services = ports.services()
-    if services is None:
-        if not spec.is_static(pod):
-            raise EnvError("services have not yet been read at least once, cannot construct envvars")
-        services = ()
+    folder = ports.settings.pod_dir(pod.metadata.uid)
+    before = checkpoint.kept_variables(folder) if services is None else None
+    if services is None and before is None and not spec.is_static(pod):
+        raise EnvError("services have not yet been read at least once, cannot construct envvars")
     maps, secrets = references(container)
     namespace = pod.metadata.namespace
     found_maps, found_secrets = await asyncio.gather(
         asyncio.gather(*(ports.sources.get_config_map(namespace, name) for name in maps)),
         asyncio.gather(*(ports.sources.get_secret(namespace, name) for name in secrets)),
     )
-    return EnvSources(
+    sources = EnvSources(
         config_maps=dict(zip(maps, found_maps, strict=True)),
         secrets=dict(zip(secrets, found_secrets, strict=True)),
-        services=services,
+        services=services or (),
+        service_variables=before,
         pod_ips=ips,
         host_ips=ports.settings.host_ips,
         allocatable=ports.allocatable(),
     )
+    if services is not None:
+        checkpoint.keep_variables(folder, links_of(pod, sources))
+    return sources
 
 
 def _hosts_mount(pod: Pod, settings: PodSettings, ips: tuple[str, ...]) -> Mount:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from agent.api.structs import Pod
 from agent.api.times import parse_time
-from agent.pods import actions, spec
+from agent.pods import actions, checkpoint, spec
 from agent.pods.allocation import summary
-from agent.pods.executor import Executor, JobFailed
+from agent.pods.executor import Executor
 from agent.pods.facts import Figures, PodFacts, State
+from agent.pods.jobs import Jobs
 from agent.pods.last_words import crash, termination_message
 from agent.pods.memory import Memory
-from agent.pods.perform import failure_of, perform
 from agent.pods.plan import plan
 from agent.pods.plan_resize import resizing
 from agent.pods.probing import sync_probes
@@ -36,15 +36,6 @@ DEADLINE = Verdict(
     reason="DeadlineExceeded",
     message="Pod was active on the node longer than the specified deadline",
 )
-
-
-@dataclasses.dataclass
-class _Job:
-    task: asyncio.Task[None]
-    began: float
-    aim: float | None
-    yields: bool
-    """Whether it may be cancelled when the pod has to stop: it only waits, or is repeated safely."""
 
 
 class PodWorker:
@@ -63,7 +54,11 @@ class PodWorker:
         self._executor = executor
         self._ports = executor.ports
         self._on_finished = on_finished
-        self._jobs: dict[str, _Job] = {}
+        self._jobs = Jobs(executor, memory=self.memory, pod=lambda: self.pod, wake=self.poke)
+        self._before: list[PodWorker] = []
+        self._followers: list[PodWorker] = []
+        self._kept: Pod | None = None
+        """The pod as its record on disk has it."""
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._dirty = False
@@ -81,6 +76,12 @@ class PodWorker:
         """The pod's object or manifest is gone: leave nothing of it."""
         self.removed = True
         self.poke()
+
+    def start_after(self, others: Iterable[PodWorker]) -> None:
+        """These pods end to make room for this one: start nothing of it while anything of them is left."""
+        self._before = list(others)
+        for other in self._before:
+            other._followers.append(self)
 
     def fail(self, verdict: Verdict) -> None:
         """End the pod: rejected or evicted."""
@@ -102,14 +103,11 @@ class PodWorker:
     @property
     def jobs(self) -> dict[str, float]:
         """Keys of the jobs under way, and when each began (monotonic)."""
-        return {key: job.began for key, job in self._jobs.items()}
+        return self._jobs.began
 
     async def close(self) -> None:
         """Cancel everything of this worker; containers stay as they are."""
-        tasks = [
-            t for t in (self._task, self._timer, *(j.task for j in self._jobs.values())) if t is not None
-        ]
-        self._jobs.clear()
+        tasks = [t for t in (self._task, self._timer, *self._jobs.drop()) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -140,17 +138,20 @@ class PodWorker:
             self.memory.restarting = False
         sync_probes(self.pod, facts, memory=self.memory, executor=self._executor)
         seen = self._observe(facts, now)
-        todo = plan(self.pod, seen)
+        crowded = self.memory.stop is None and any(not other.ended.is_set() for other in self._before)
+        todo = [] if crowded else plan(self.pod, seen)
         self._take_holds(todo)
         for action in todo:
             if isinstance(action, actions.Hold | actions.Wait | actions.Finished):
                 continue
-            self._begin(action)
+            self._jobs.begin(action)
         self._tell_resize(seen)
         self._report(facts, seen)
         self._set_timer(todo, now)
         if self.memory.stop is not None and not self.memory.cgroup and not self._jobs:
             self.ended.set()
+            while self._followers:
+                self._followers.pop().poke()
         if any(isinstance(action, actions.Finished) for action in todo) and not self._jobs:
             self._finish()
 
@@ -200,18 +201,15 @@ class PodWorker:
         if memory.stop is None:
             memory.stop = actions.Stop(began=now, grace=float(grace), release=release)
             self._ports.probes.terminating(self.uid)
-            for job in list(self._jobs.values()):
-                if job.yields:
-                    job.task.cancel()
+            self._jobs.cancel_yielding()
         elif memory.stop_grace is not None and grace < memory.stop_grace:
             memory.stop = actions.Stop(began=now, grace=float(grace), release=release)
         elif release and not memory.stop.release:
             memory.stop = dataclasses.replace(memory.stop, release=True)
         memory.stop_grace = grace
         for fact in facts.containers:
-            starting = self._jobs.get(f"start:{fact.name}")
-            if starting is not None and fact.dead and fact.id in memory.hooking:
-                starting.task.cancel()  # its postStart hook has nothing left to run in
+            if fact.dead and fact.id in memory.hooking:
+                self._jobs.cancel(f"start:{fact.name}")  # its postStart hook has nothing left to run in
 
     def _check_deadline(self, now: float) -> None:
         limit = self.pod.spec.active_deadline_seconds
@@ -238,7 +236,7 @@ class PodWorker:
         return actions.Observed(
             now=now,
             facts=facts,
-            jobs={key: job.aim for key, job in self._jobs.items()},
+            jobs=self._jobs.aims,
             volumes=memory.volumes,
             images={name: image.id for name, image in memory.images.items()},
             failures=dict(memory.failures),
@@ -287,55 +285,11 @@ class PodWorker:
             words = f"Pod resize completed: {summary(self.pod)}"
             self._executor.say(self.pod, "Normal", "ResizeCompleted", words)
 
-    # --- jobs ---------------------------------------------------------------------------------------------
-
-    def _begin(self, action: actions.Job) -> None:
-        known = self._jobs.get(action.key)
-        if known is not None:
-            if not isinstance(action, actions.KillContainer):
-                return
-            # A shorter grace than the one under way: start over, without running the hook again.
-            known.task.cancel()
-            action = dataclasses.replace(action, hook=False)
-        if isinstance(action, actions.KillContainer) and action.again:
-            self.memory.again.add(action.id)
-        aim = action.deadline if isinstance(action, actions.KillContainer) else None
-        yields = isinstance(action, actions.PullImage | actions.PrepareVolumes)
-        task = asyncio.create_task(self._run_job(action), name=f"pod {self.uid} {action.key}")
-        self._jobs[action.key] = _Job(task, self._ports.clock.monotonic(), aim, yields)
-
-    async def _run_job(self, action: actions.Job) -> None:
-        key, failures = action.key, self.memory.failures
-        began, timelines = self._ports.clock.monotonic(), self._ports.timelines
-        try:
-            await perform(self._executor, self.pod, action, self.memory)
-            failures.pop(key, None)
-            timelines.span(self.uid, key, began=began)
-        except JobFailed as exc:
-            self._note_failure(key, exc, began)
-        except Exception as exc:
-            # As in _drain: a mistake in one pod's job stays with that pod, and is told.
-            log.exception("pod job failed pod=%s job=%s", spec.full_name(self.pod), key)
-            self._executor.say(self.pod, "Warning", "FailedSync", f"{key}: {exc}")
-            self._note_failure(key, JobFailed("FailedSync", str(exc), maximum=60.0), began)
-        finally:
-            current = self._jobs.get(key)
-            if current is not None and current.task is asyncio.current_task():
-                del self._jobs[key]
-                self.poke()
-
-    def _note_failure(self, key: str, exc: JobFailed, began: float) -> None:
-        self._ports.timelines.span(self.uid, key, began=began, failure=exc.message)
-        failures, now = self.memory.failures, self._ports.clock.monotonic()
-        failures[key] = failure_of(failures.get(key), exc, now)
-
     # --- reporting ----------------------------------------------------------------------------------------
 
     def _report(self, facts: PodFacts, seen: actions.Observed) -> None:
         memory = self.memory
-        quiet = not any(c.alive for c in facts.containers) and not any(
-            key == "sandbox" or key.startswith(("start:", "kill:")) for key in self._jobs
-        )
+        quiet = not any(c.alive for c in facts.containers) and not self._jobs.starting
         over = quiet and (memory.stop is not None or finished(self.pod, facts, seen.again))
         started = self._started(facts)
         view = ContainerView(
@@ -373,6 +327,17 @@ class PodWorker:
         if not self.removed:
             routine = status.phase == "Pending" and not memory.holds and memory.stop is None
             self._ports.statuses.put(self.pod, status, soon=not routine)
+            self._keep(facts)
+
+    def _keep(self, facts: PodFacts) -> None:
+        """Record a pod of the API for an agent that starts without it; nothing once its folder is to go."""
+        stopping = self.memory.stop is not None
+        if spec.is_static(self.pod) or (stopping and facts.empty):
+            return
+        pod = checkpoint.with_status(self.desired, self.memory.status)
+        if checkpoint.differs(self._kept, pod):
+            self._kept = pod
+            checkpoint.keep(self._ports.settings.pod_dir(self.uid), pod, make=not stopping)
 
     def _resize_drafts(self, seen: actions.Observed) -> tuple[ResizeDraft, ...]:
         memory = self.memory

@@ -129,7 +129,7 @@ class PolicyAgent:
 
     # --- what pods ask ------------------------------------------------------------------------------------
 
-    async def ready(self, pod: Pod, ips: Sequence[str], *, static: bool) -> None:
+    async def ready(self, pod: Pod, ips: Sequence[str], *, early: bool) -> None:
         """Return when every policy known now is in force for a pod whose containers are about to start.
 
         Waits for the first list of policies, and then for the kernel; the caller bounds the wait. A static
@@ -138,15 +138,16 @@ class PolicyAgent:
         Args:
             pod: about to start.
             ips: its addresses; it may be called again with others.
-            static: whether it comes from a file.
+            early: whether it starts although the API server has not been reached: it comes from a file, or
+                it ran before this agent began, under what the kernel holds since.
         """
         if pod.spec.host_network:
             return
         self._feed.register(pod, ips)
         if self._resting or self._in_force():
             return
-        if not self._feed.known and static:
-            log.info("static pod does not wait for policies pod=%s", pod.metadata.name)
+        if not self._feed.known and early:
+            log.info("pod does not wait for policies, the API is away pod=%s", pod.metadata.name)
             return
         self._asked += 1
         mine = self._asked

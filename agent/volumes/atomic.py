@@ -110,6 +110,18 @@ def write(directory: Path, files: Mapping[str, File], *, group: int | None = Non
         os.close(root)
 
 
+def is_written(directory: Path) -> bool:
+    """Whether a generation is in place, all of it: the link to it is made last."""
+    try:
+        root = os.open(directory, _DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return _read_link(root, _DATA) is not None
+    finally:
+        os.close(root)
+
+
 def _read_link(root: int, name: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=root)

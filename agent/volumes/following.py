@@ -48,6 +48,10 @@ class Follower:
         if uid not in self._tasks:
             self._tasks[uid] = asyncio.create_task(self._follow(uid), name=f"refresh {pod.metadata.name}")
 
+    def later(self, pod: Pod) -> None:
+        """This pod's volumes show what they did before, because nobody could be asked."""
+        self._failed[pod.metadata.uid] = pod
+
     def forget(self, uid: str) -> None:
         """The pod ends."""
         self._changed.pop(uid, None)

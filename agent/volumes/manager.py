@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.api.errors import ApiError
-from agent.volumes import claim, downward_api, plugins
+from agent.api.errors import ApiError, Temporary
+from agent.volumes import atomic, claim, downward_api, plugins
 from agent.volumes.base import (
     AllocatableGetter,
     BlockDevice,
@@ -126,13 +126,16 @@ class VolumeManager:
         Returns:
             volume name → where it is.
 
+        A volume that shows API objects and was written before, by an earlier agent perhaps, lasts as it is
+        while the API is away.
+
         Raises:
             VolumeError: one or more volumes cannot be set up now; the others stay for the next try. The
                 message is the text of the FailedMount event.
         """
         self._pods[pod.metadata.uid] = pod
         async with self._lock(pod.metadata.uid):
-            return await self._set_up_all(pod, pod.spec.volumes)
+            return await self._set_up_all(pod, pod.spec.volumes, lasting=True)
 
     async def refresh(self, pod: Pod) -> bool:
         """Rewrite the volumes that follow API objects (configMap, secret, projected, downwardAPI).
@@ -232,10 +235,13 @@ class VolumeManager:
             raise VolumeError(f"pod UID {pod_uid[:64]!r} is not usable as a directory name")
         return self._pods_root / pod_uid
 
-    async def _set_up_all(self, pod: Pod, volumes: tuple[Volume, ...]) -> dict[str, PreparedVolume]:
+    async def _set_up_all(
+        self, pod: Pod, volumes: tuple[Volume, ...], *, lasting: bool = False
+    ) -> dict[str, PreparedVolume]:
         directory = self._pod_directory(pod.metadata.uid)
+        set_up = self._set_up_or_last if lasting else self._set_up
         outcomes = await asyncio.gather(
-            *(self._set_up(pod, volume, directory) for volume in volumes), return_exceptions=True
+            *(set_up(pod, volume, directory) for volume in volumes), return_exceptions=True
         )
         prepared = {}
         failures: list[tuple[str, BaseException]] = []
@@ -253,6 +259,20 @@ class VolumeManager:
             slow = all(isinstance(failure, Unready) and failure.slow for _, failure in failures)
             raise VolumeError(words, slow=slow)
         return prepared
+
+    async def _set_up_or_last(self, pod: Pod, volume: Volume, directory: Path) -> PreparedVolume:
+        """Set up a volume; one that is in place already lasts while the API is away, and is tried later."""
+        try:
+            return await self._set_up(pod, volume, directory)
+        except (Unready, ApiError) as exc:
+            away = isinstance(exc, Temporary) or isinstance(exc.__cause__, Temporary)
+            if not away or not plugins.is_live(volume):
+                raise
+            place = _place(directory, plugins.plugin_of(volume, None).directory, volume, None)
+            if not atomic.is_written(place):
+                raise
+            self._follower.later(pod)
+            return PreparedVolume(name=volume.name, host_path=place, read_only=True, live=True)
 
     async def _set_up(self, pod: Pod, volume: Volume, directory: Path) -> PreparedVolume:
         if _NAME.fullmatch(volume.name) is None or len(volume.name) > 63:

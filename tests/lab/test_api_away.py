@@ -43,20 +43,37 @@ def test_a05_pods_live_on_without_the_api_and_the_latest_status_is_delivered(ns)
     until("the crash among the events", lambda: "ContainerDied" in ns.reasons("web"))
 
 
-def test_a_probe_that_failed_without_the_api_takes_the_pod_out_of_its_service(ns):
-    ns.apply(service("s", "p"), pod("p", container(http_server("hi"), readinessProbe=READY), node="n1"))
-    found = ns.wait_running("p")
-    process = ns.cluster.pid_of(container_status(found)["containerID"], node="n1")
+def test_probes_and_restarts_go_on_without_the_api_under_a_new_agent_too(ns):
+    alive = {"exec": {"command": ["test", "!", "-e", "/sick"]}, "periodSeconds": 1, "failureThreshold": 1}
+    ns.apply(
+        service("s", "p"),
+        pod("p", container(http_server("hi"), readinessProbe=READY), node="n1"),
+        pod(
+            "q", container(http_server("hi"), livenessProbe=alive), node="n1", terminationGracePeriodSeconds=1
+        ),
+    )
+    first = {name: container_status(ns.wait_running(name))["containerID"] for name in ("p", "q")}
+    process = {name: ns.cluster.pid_of(first[name], node="n1") for name in first}
     with ns.cluster.without_api():
-        ns.cluster.node("n1", "touch", f"/proc/{process}/root/bad")
+        ns.cluster.node("n1", "touch", f"/proc/{process['p']}/root/bad")
         until("unready in the node's eyes", lambda: believed(ns, "p")["ready"] == 0)
         (blocker,) = believed(ns, "p")["blockers"]
         assert blocker["cause"].startswith("Readiness probe failed")
         with ns.cluster.killed("n1", "nodelet"):
-            pass  # an agent that starts without the API: it may know nothing yet, and must harm nothing
-        assert ns.cluster.pid_of(container_status(found)["containerID"], node="n1") == process
+            pass  # an agent that starts without the API
+        until("unready in its successor's eyes", lambda: believed(ns, "p")["ready"] == 0)
+        ns.cluster.node("n1", "touch", f"/proc/{process['q']}/root/sick")
+        until("a restart", lambda: (q := believed(ns, "q"))["restarts"] == 1 and q["ready"] == 1)
+        assert ns.cluster.pid_of(first["p"], node="n1") == process["p"]
     ns.wait_pod("p", "not ready in the API", lambda p: not is_ready(p))
     assert container_status(ns.pod("p"))["restartCount"] == 0
+    ns.wait_pod(
+        "q",
+        "its restart in the API",
+        lambda q: container_status(q)["restartCount"] == 1 and is_ready(q),
+    )
+    found = ns.sh("q", "cat /proc/1/environ /var/run/secrets/kubernetes.io/serviceaccount/token")
+    assert "KUBERNETES_SERVICE_HOST=" in found
 
 
 def test_a04_what_was_deleted_during_a_partition_ends_once_and_is_not_doubled(ns):

@@ -88,7 +88,7 @@ async def test_a_pod_waits_until_its_policies_are_in_the_kernel() -> None:
     world = World()
     world.kernel.failures = 1
     async with world.running():
-        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], static=False))
+        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], early=False))
         await world.rest()
         assert not start.done()
         assert "told to fail" in world.agent.problem
@@ -108,12 +108,12 @@ async def test_a_pod_waits_for_the_first_lists() -> None:
     world = World()
     world.refused = refusal(503)
     async with world.running():
-        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], static=False))
+        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], early=False))
         await world.clock.advance(1)
         await world.rest()
         assert not start.done()
-        await asyncio.wait_for(world.agent.ready(pod("static"), ["10.1.0.6"], static=True), 5)
-        await asyncio.wait_for(world.agent.ready(pod("node", host_network=True), [], static=False), 5)
+        await asyncio.wait_for(world.agent.ready(pod("static"), ["10.1.0.6"], early=True), 5)
+        await asyncio.wait_for(world.agent.ready(pod("node", host_network=True), [], early=False), 5)
         world.refused = None
         await world.clock.advance(20)
         await world.rest()
@@ -125,7 +125,7 @@ async def test_a_pod_waits_for_the_first_lists() -> None:
 async def test_without_policies_nothing_else_is_watched_and_nothing_written() -> None:
     world = World(policies=())
     async with world.running():
-        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], static=False), 5)
+        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], early=False), 5)
         assert world.kernel.table is None
         assert world.watched == {"networkpolicies"}
 
@@ -145,7 +145,7 @@ async def test_the_last_policy_takes_watches_and_table_with_it() -> None:
 async def test_what_a_stranger_changed_is_mended_at_the_next_look() -> None:
     world = World()
     async with world.running():
-        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], static=False), 5)
+        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], early=False), 5)
         before = world.kernel.content
         world.kernel.table, world.kernel.meddled = None, True
         await world.clock.advance(16)
@@ -164,14 +164,14 @@ async def test_what_a_stranger_changed_is_mended_at_the_next_look() -> None:
 async def test_another_agent_is_left_alone_until_it_is_gone() -> None:
     world = World()
     async with world.running():
-        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], static=False), 5)
+        await asyncio.wait_for(world.agent.ready(pod(), ["10.1.0.5"], early=False), 5)
         assert not passes(world.kernel, OUT)
         world.other = "cilium (device cilium_host)"
         await world.clock.advance(16)
         await world.rest()
         assert world.kernel.table is None
         assert "cilium" in world.agent.resting
-        await asyncio.wait_for(world.agent.ready(pod("later"), ["10.1.0.7"], static=False), 5)
+        await asyncio.wait_for(world.agent.ready(pod("later"), ["10.1.0.7"], early=False), 5)
         world.other = ""
         await world.clock.advance(16)
         await world.rest()
@@ -184,7 +184,7 @@ async def test_without_permission_auto_rests_and_on_holds_pods_back(mode: str) -
     world = World(mode=mode)
     world.refused = refusal(403, "Forbidden", "networkpolicies is forbidden")
     async with world.running():
-        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], static=False))
+        start = asyncio.create_task(world.agent.ready(pod(), ["10.1.0.5"], early=False))
         await world.rest()
         assert start.done() is (mode == "auto")
         assert [reason for reason, _ in world.said] == ["NetworkPolicyNotEnforced"] * (mode == "auto")

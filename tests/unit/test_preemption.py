@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from podkit import Node, make_pod, running
+from podkit import Node, Program, make_pod, running
 
 from agent.api.structs import Pod
 from agent.resources.admission import NodeFacts
@@ -62,3 +62,16 @@ async def test_the_pod_that_has_to_go_fails_with_the_reason(tmp_path: Path) -> N
         assert next(c.status for c in low.conditions if c.type == "DisruptionTarget") == "True"
         assert node.pod("high").status.phase == "Running"
         assert node.events.message("Preempting") == "Preempted in order to admit critical pod"
+
+
+async def test_nothing_starts_in_its_place_while_anything_of_it_is_left(tmp_path: Path) -> None:
+    async with running(Node(tmp_path)) as node:
+        node.facts = NODE
+        node.cri.programs["app"] = Program(on_term=None)
+        await node.put(sized("low", "1500m", terminationGracePeriodSeconds=20))
+        await node.put(sized("high", "1", **CRITICAL))
+        await node.advance(10)
+        assert (node.pod("high").status.phase, len(node.cri.containers())) == ("Pending", 1)
+        await node.advance(11)
+        assert node.pod("low").status.phase == "Failed"
+        assert node.pod("high").status.phase == "Running"

@@ -341,3 +341,32 @@ async def test_what_could_not_be_written_is_tried_again() -> None:
     await clock.advance(CHECK)
     assert seen == ["1", "2", "4", "5", "5"]
     running.cancel()
+
+
+async def test_what_an_earlier_agent_wrote_lasts_while_the_api_is_away(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    token = VolumeProjection(service_account_token=ServiceAccountTokenProjection(path="token"))
+    wanted = pod(Volume(name="v", projected=ProjectedVolumeSource(sources=(token,))))
+    first = Node(tmp_path)
+    before = texts((await first.manager.prepare(wanted))["v"].host_path)
+    second = Node(tmp_path)
+    second.mounter.mounts = first.mounter.mounts
+    second.api.down = True
+    following = asyncio.create_task(second.manager.run())
+    prepared = await second.manager.prepare(wanted)
+    assert prepared["v"].read_only and texts(prepared["v"].host_path) == before
+    await second.clock.advance(CHECK)
+    await settle()
+    second.api.down = False
+    await second.clock.advance(CHECK)
+    await settle(100)
+    assert len(second.api.requests) == 1, "the token is asked for once there is somebody to ask"
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_what_nobody_has_written_does_not_come_from_nowhere(node: Node) -> None:
+    node.api.down = True
+    token = VolumeProjection(service_account_token=ServiceAccountTokenProjection(path="token"))
+    with pytest.raises(VolumeError, match="apiserver is down"):
+        await node.manager.prepare(pod(Volume(name="v", projected=ProjectedVolumeSource(sources=(token,)))))
