@@ -35,6 +35,7 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc"), cgroups: Pa
     """
     if os.geteuid() != 0:
         raise InputError("must run as root: a node makes namespaces, mounts and cgroups (try sudo)")
+    _check_credentials(settings)  # before ports: beside a running agent, this is the mistake
     _check_kernel(settings, proc, cgroups or Path("/sys/fs/cgroup"))
     _check_programs(settings)
     kubelet, manifests = settings.kubelet, settings.options.manifests
@@ -43,7 +44,6 @@ def check_machine(settings: Settings, *, proc: Path = Path("/proc"), cgroups: Pa
     if kubelet.enable_server:
         check_free(kubelet.address, kubelet.port, field="port")
         check_free(kubelet.healthz_bind_address, kubelet.healthz_port, field="healthzPort")
-    _check_credentials(settings)
     for path in (settings.root, settings.pki):
         try:
             path.mkdir(mode=0o755, parents=True, exist_ok=True)

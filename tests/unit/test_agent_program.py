@@ -8,7 +8,7 @@ import stat
 import pytest
 import yaml
 
-from agent import logs, main
+from agent import logs, main, preflight
 from agent.api import certificates, kubeconfig, yamldoc
 from agent.api.sources import live_references
 from agent.api.structs import ConfigMapVolumeSource, ObjectMeta, Pod, PodSpec, SecretVolumeSource, Volume
@@ -191,3 +191,12 @@ def test_the_configuration_can_be_shown():
 def test_standalone_needs_no_kubeconfig():
     settings = load.load(flags.parse(["--standalone", "--manifests=/m", "--hostname-override=n"]))
     assert str(settings.static_pods) == "/m"
+
+
+def test_beside_a_running_agent_a_missing_kubeconfig_is_what_is_told(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        argv = ["--kubeconfig=/nowhere/x", "--address=127.0.0.1", f"--port={busy.getsockname()[1]}"]
+        settings = load.load(flags.parse(argv))
+        with pytest.raises(InputError, match="kubeconfig /nowhere/x cannot be read"):
+            preflight.check_machine(settings)
