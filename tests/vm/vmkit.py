@@ -168,13 +168,14 @@ def run(command: str, *, timeout: float = 1800.0, memory_mb: int = 1536) -> Outc
         return Outcome(int(lines[-1].removeprefix(_STATUS)), "\n".join(lines[:-1]))
 
 
-def pytest_inside(paths: Sequence[str], *arguments: str, **variables: str) -> Outcome:
+def pytest_inside(paths: Sequence[str], *arguments: str, first: str = "", **variables: str) -> Outcome:
     """Run tests of this checkout in the second kernel, each file's fixtures and all.
 
     Args:
         arguments: further ones for pytest.
+        first: shell commands that make the machine what the tests need.
         variables: of the environment.
     """
     options = ["-q", "-p", "no:cacheprovider", "--color=no", "--timeout=900", *arguments]
     words = [*(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "pytest"]
-    return run(shlex.join(["env", *words, *options, *paths]))
+    return run(first + shlex.join(["env", *words, *options, *paths]))

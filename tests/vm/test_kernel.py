@@ -1,0 +1,25 @@
+"""AppArmor, swap limited by cgroup v2, and a logind that is asked for a shutdown: one boot for all."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm import vmkit
+
+pytestmark = pytest.mark.timeout(2400)
+
+PATHS = ("tests/root/test_apparmor.py", "tests/root/test_swap.py", "tests/root/test_logind_shutdown.py")
+SWAP = """
+dd if=/dev/zero of=/var/swap bs=1M count=64 status=none
+chmod 600 /var/swap
+busybox mkswap /var/swap >/dev/null
+busybox swapon /var/swap
+"""
+
+
+def test_apparmor_swap_and_shutdown() -> None:
+    outcome = vmkit.pytest_inside(PATHS, "--tb=short", first=SWAP, NODELET_TEST_MAY_SHUT_DOWN="1")
+    print(outcome.output)
+    assert outcome.status == 0, outcome.output[-8000:]
+    assert " passed" in outcome.output
+    assert "skipped" not in outcome.output
