@@ -16,6 +16,12 @@ def test_a03_the_node_tells_what_it_is(cluster):
     conditions = {c["type"]: c["status"] for c in status["conditions"] if c["type"] != "NetworkUnavailable"}
     pressures = dict.fromkeys(("MemoryPressure", "DiskPressure", "PIDPressure"), "False")
     assert conditions == {**pressures, "Ready": "True"}
+    server = json.loads(cluster.kubectl("get", "--raw", "/version"))
+    major, minor = status["nodeInfo"]["kubeletVersion"].removeprefix("v").split(".")[:2]
+    assert (int(major), int(minor)) <= (int(server["major"]), int(server["minor"].rstrip("+")))
+    described = cluster.kubectl("describe", "node", "n1")
+    for words in ("InternalIP:", "Capacity:", "Allocatable:", "KubeletReady", "System Info:", "PodCIDR:"):
+        assert words in described
     assert status["nodeInfo"]["containerRuntimeVersion"].startswith("nodelet-cri://")
     assert status["daemonEndpoints"]["kubeletEndpoint"]["Port"] == 10250
     handlers = {handler["name"]: handler.get("features", {}) for handler in status["runtimeHandlers"]}

@@ -1,4 +1,4 @@
-"""Rows B24, B25, B26, B28: limits, classes and defaults, as the kernel has them."""
+"""Rows A09, B24, B25, B26, B28: limits, classes and defaults, as the kernel has them."""
 
 from pathlib import Path
 
@@ -25,6 +25,15 @@ def cpu_quota(path: str) -> tuple[int, int]:
     return tuple(int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
 
 
+def swap_limit(path: str) -> str:
+    """As the kernel has it: on v1 of memory and swap together."""
+    for folder in Cgroups().folders(path):
+        for name in ("memory.swap.max", "memory.memsw.limit_in_bytes"):
+            if (folder / name).exists():
+                return (folder / name).read_text().strip()
+    pytest.skip("this kernel has no swap accounting (CONFIG_MEMCG_SWAP, swapaccount=1)")
+
+
 def test_b24_limits_reach_the_kernel(ns, lab):
     resources = {"requests": {"cpu": "500m"}, "limits": {"cpu": "1", "memory": "500M"}}
     ns.apply(pod("p", container(resources=resources), node="n1"))
@@ -34,6 +43,7 @@ def test_b24_limits_reach_the_kernel(ns, lab):
     for each in (path, inner):
         assert cpu_quota(each) == (100_000, 100_000)
         assert Cgroups().stats(each).memory_limit == 499_998_720  # 500M in whole pages
+    assert swap_limit(inner) in ("0", "499998720")
 
 
 def test_b25_a_container_that_runs_out_says_so_and_its_neighbour_lives(ns):

@@ -37,6 +37,7 @@ def n2(cluster, lab):
             "containerLogMaxSize": "16Ki",
             "containerLogMaxFiles": 100,
             "containerLogMonitorInterval": "3s",
+            "podPidsLimit": 77,
         }
         stack.enter_context(cluster.configured("n2", **fields))
         yield "n2"
@@ -112,6 +113,13 @@ def test_a_runtime_class_chooses_another_runtime(ns, n2):
         ns.kubectl("delete", "pod", "p")
     finally:
         ns.kubectl("delete", "runtimeclass", name)
+
+
+def test_a_pod_has_so_many_processes_and_no_more(ns, n2):
+    ns.apply(pod("p", container(), node=n2))
+    ns.wait_running("p")
+    forks = ns.sh("p", "for i in $(seq 100); do sleep 30 & done 2>&1; wait", check=False)
+    assert "can't fork" in forks and "temporarily unavailable" in forks
 
 
 def test_b16_a_reader_misses_no_line_over_rotations(counter, follow, n2):

@@ -111,6 +111,20 @@ def test_kubeconfig_with_a_missing_ca_file(tmp_path):
     assert "no-ca.crt" in line
 
 
+def test_swap_that_is_on(tmp_path):
+    """Row A09: the message has the fix. The swap is made up: /proc/swaps is another file in there."""
+    path, swaps = tmp_path / "config.yaml", tmp_path / "swaps"
+    path.write_text(HEAD + "failSwapOn: true\n")
+    swaps.write_text("Filename\tType\tSize\tUsed\tPriority\n/dev/none1 partition 1 0 -2\n")
+    kubeconfig = tmp_path / "kubeconfig"
+    authority = tmp_path / "ca.crt"
+    authority.write_text("")
+    kubeconfig.write_text(KUBECONFIG.format(port=1, ca=authority))
+    words = ("--config", str(path), "--kubeconfig", str(kubeconfig), "--root-dir", str(tmp_path / "root"))
+    line = said("nodelet", "run", *words, first=f"mount --bind {swaps} /proc/swaps")
+    assert "swap is on (/dev/none1): run swapoff -a, or set failSwapOn: false" in line
+
+
 def test_socket_in_use(tmp_path):
     """Somebody else's listener is neither replaced nor removed."""
     place = tmp_path / "cri.sock"
