@@ -293,7 +293,13 @@ class Container:
         self._left = [path for path in self._left if not _remove_cgroup(path)]
 
     def attach(self, wanted: dict[str, Any]) -> tuple[list[str], tuple[int, ...]]:
-        """(names, descriptors) of the streams asked for that exist."""
+        """(names, descriptors) of the streams asked for that exist.
+
+        A container that has ended meanwhile is refused: its output is in the log, and a client that hears
+        an error looks there (kubectl run -i).
+        """
+        if self.exit is not None:
+            raise from_errno(errno.ESRCH, f"attach to container {self.id}: it is not running")
         fds: dict[str, int] = {}
         if wanted["stdin"]:
             source = self._master if self.spec["tty"] else self._stdin

@@ -1,13 +1,15 @@
-"""Rows B01, B02, B05, B07, B10, B11, B14, B15: a pod's life as kubectl shows it."""
+"""Rows B01, B02, B05, B07, B10, B11, B14, B15, B18 to B20: a pod's life as kubectl shows it."""
 
 import ipaddress
 import json
 from datetime import datetime, timedelta
 
+from forwarding import check_a_refused_connection_ends_nothing
 from kit import (
     BUSYBOX,
     container,
     container_status,
+    http_server,
     pod,
     until,
     waiting_message,
@@ -200,6 +202,29 @@ def test_exec_keeps_the_exit_code_and_the_streams_apart(ns):
     assert code != 0
     assert "no-such-program" in err
     assert ns.kubectl("exec", "p", "--", "seq", "1", "100000").splitlines()[-1] == "100000"
+
+
+def test_b18_run_and_remove_at_once(ns):
+    code, out, errors = ns.run("run", "-i", "--rm", "--restart=Never", "t", "--image=busybox", "--", "env")
+    assert code == 0, errors
+    assert "KUBERNETES_SERVICE_HOST=10.96.0.1" in out.splitlines()
+    assert not ns.pod("t")
+
+
+def test_b19_a_forwarded_port_survives_a_refused_connection(ns, lab):
+    ns.apply(pod("web", container(http_server("forwarded")), node="n1"))
+    ns.wait_running("web")
+    check_a_refused_connection_ends_nothing(lab, ns, "web", "forwarded")
+
+
+def test_b20_the_nodes_own_paths_through_the_apis_proxy(ns):
+    ns.apply(pod("p", container(), node="n1"))
+    ns.wait_running("p")
+    path = "/api/v1/nodes/n1/proxy"
+    listed = json.loads(ns.cluster.kubectl("get", "--raw", f"{path}/pods"))["items"]
+    assert "p" in {item["metadata"]["name"] for item in listed}
+    labels = f'namespace="{ns.name}",pod="p"'
+    until("figures", lambda: labels in ns.cluster.kubectl("get", "--raw", f"{path}/metrics/cadvisor"))
 
 
 def test_a_pod_the_node_cannot_run_says_why(ns):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 
 import pytest
+from forwarding import check_a_refused_connection_ends_nothing
 from kit import config_map, container, container_status, http_server, is_ready, pod, secret, until
 
 from deploy.labkit import nodes
@@ -144,21 +144,7 @@ def test_exec_attach_logs(ns):
 def test_port_forward_survives_a_refused_connection(ns, lab):
     ns.apply(here("web", container(http_server("forwarded"))))
     ns.wait_running("web")
-    argv, env = lab.kubectl_command(["-n", ns.name, "port-forward", "pod/web", "18080:8080", "18081:9"])
-    command = ["env", *(f"{key}={value}" for key, value in env.items()), *argv]
-    forward = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert forward.stdout is not None and "Forwarding" in forward.stdout.readline()
-        fetch = ["busybox", "wget", "-q", "-O-"]
-        for _ in range(2):
-            assert ns.cluster.outside(*fetch, "http://127.0.0.1:18080/").strip() == "forwarded"
-            with pytest.raises(Exception, match="wget"):
-                ns.cluster.outside(*fetch, "http://127.0.0.1:18081/")
-            assert forward.poll() is None
-    finally:
-        forward.terminate()
-        forward.wait(10)
-        forward.stdout.close()
+    check_a_refused_connection_ends_nothing(lab, ns, "web", "forwarded")
 
 
 def test_figures_that_metrics_server_and_the_kubelet_need(ns, cluster):

@@ -175,6 +175,16 @@ async def test_attach_shows_output_from_now_on(node: CriNode, handler: str):
     assert node.log().count("Traceback") == 0
 
 
+async def test_attach_to_what_has_ended_meanwhile_is_an_error(node: CriNode):
+    """`kubectl run -i` looks into the log then; a success would look like a program that printed nothing."""
+    _, container, _ = await node.launch("sh", "-c", "echo printed; read line", stdin=True)
+    asked = pb.AttachRequest(container_id=container, stdin=True, stdout=True, stderr=True)
+    url = (await node.runtime.Attach(asked)).url
+    await node.runtime.StopContainer(pb.StopContainerRequest(container_id=container, timeout=0))
+    status = await (await open_stream(url)).read_to_end()
+    assert status["status"] == "Failure" and "not running" in status["message"]
+
+
 async def test_what_a_full_disk_costs_the_log_is_told(node: CriNode):
     """The count is 0 for a container whose log is whole; it is part of the verbose status."""
     _, container, _ = await node.launch("sh", "-c", "echo x; sleep 1000")

@@ -127,6 +127,11 @@ class TestAttach:
         for fd in (streams.stdout, streams.stderr):
             os.close(fd or 0)
 
+    async def test_not_to_an_exited_container(self, pod: Lab) -> None:
+        facts, _ = await pod.run("true")
+        with pytest.raises(NotFound, match="not running"):
+            await pod.runtime.attach("pod", facts.id, stdin=False, stdout=True, stderr=True)
+
     async def test_terminal_container(self, pod: Lab) -> None:
         script = "stty -echo; read line; stty size; echo got $line; readlink /proc/self/fd/0"
         spec = await pod.start("sh", "-c", script, tty=True, stdin=True)
