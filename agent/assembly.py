@@ -110,7 +110,7 @@ class Agent:
         )
         self.overlay = Overlay(
             node_name=name,
-            node_ip=self._ips[0],
+            node_ips=self._ips,
             annotate=self._annotate,
             settings=startup.overlay_settings(settings, ips=self._ips),
             clock=clock,
@@ -402,8 +402,8 @@ class Agent:
 
     def _problems(self) -> Sequence[str]:
         """Why the node is not ready although the runtime is."""
-        status = self.overlay.status
-        found = (status,) if status and "podCIDR" in status else ()
+        blocked = self.overlay.blocked
+        found = (blocked,) if blocked else ()
         return (*found, PROBLEM) if self.guards.shutdown.shutting_down else found
 
     async def _annotate(self, annotations: Mapping[str, str]) -> None:

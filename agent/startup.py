@@ -110,6 +110,7 @@ def overlay_settings(settings: Settings, *, ips: Sequence[str] = ()) -> OverlayS
         vni=own.overlay.vni,
         port=own.overlay.port,
         device=own.overlay.device,
+        direct_routing=own.overlay.direct_routing,
         mtu=own.overlay.mtu or (LONE_MTU if offline else 0),
         masquerade=own.overlay.masquerade,
         not_masqueraded=own.overlay.non_masquerade_cidrs,

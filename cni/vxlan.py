@@ -15,6 +15,9 @@ neighbour, FDB, route; otherwise the first packets would be dropped, and the ker
 neighbour. Removal is the mirror: route, FDB, neighbour. Additions come before removals, so that a range that
 moves from one peer to another is never without a way.
 
+With IPv6 a node has a second device, flannel-v6.1: IPv6 pods over IPv6, as IPv4 pods over IPv4. Each IP
+version is planned by itself.
+
 Everything here is pure. Not for: reading Nodes (agent.overlay.peers) and talking to the kernel.
 """
 
@@ -31,8 +34,8 @@ from host.rtnl import IPAddress, IPInterface, IPNetwork, Link, Request, Route
 ROUTE_PROTOCOL = 110
 """Marks routes as ours (`ip route show proto 110`); not taken in /etc/iproute2/rt_protos."""
 
-OVERHEAD = 50
-"""Bytes that VXLAN over IPv4 adds to a frame's payload: Ethernet 14, IPv4 20, UDP 8, VXLAN 8."""
+OVERHEAD = {4: 50, 6: 70}
+"""Bytes that VXLAN adds to a payload, by IP version below: Ethernet 14, IP 20 or 40, UDP 8, VXLAN 8."""
 
 
 @dataclass(frozen=True, order=True)

@@ -180,11 +180,11 @@ class Netlink:
         found = self.dump(rtnl.dump_addresses(index or 0, family=family), rtnl.parse_address)
         return [address for address in found if index is None or address.index == index]
 
-    def routes(self, *, protocol: int | None = None) -> list[Route]:
-        """All unicast routes of the main tables (IPv4 and IPv6), or those with one protocol number."""
+    def routes(self, *, protocol: int | None = None, family: int = 0) -> list[Route]:
+        """All unicast routes of the main tables (of both families or one), or those of one protocol."""
         found: list[Route | None] = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            found += self.dump(rtnl.dump_routes(family), rtnl.parse_route)
+        for one in (family,) if family else (socket.AF_INET, socket.AF_INET6):
+            found += self.dump(rtnl.dump_routes(one), rtnl.parse_route)
         return [r for r in found if r is not None and (protocol is None or r.protocol == protocol)]
 
     def neighbours(self, index: int) -> list[Neighbour]:

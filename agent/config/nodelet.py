@@ -32,8 +32,10 @@ class OverlaySettings(Section, frozen=True, kw_only=True):
     """UDP port of VXLAN; 8472 is what the Linux kernel and flannel use, 4789 is IANA's."""
     device: str = ""
     """Name of the VXLAN device; empty: flannel.<vni>."""
+    direct_routing: bool = False
+    """With vxlan: plain routes to nodes of our own subnet, as flannel's DirectRouting; else tunnels."""
     mtu: int = 0
-    """MTU of pods; 0: the underlay's, less the 50 bytes of VXLAN."""
+    """MTU of pods; 0: the underlay's, less the 50 bytes of VXLAN (70 where pods have IPv6)."""
     masquerade: bool = True
     """Hide pod addresses behind the node's outside of the cluster network."""
     non_masquerade_cidrs: tuple[str, ...] = msgspec.field(default=(), name="nonMasqueradeCIDRs")

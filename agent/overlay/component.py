@@ -5,7 +5,7 @@ the kernel lists, at the start too and every few seconds. So a device that someb
 same MAC at the next look, and a change missed is a change made later, never one lost.
 
     Nodes ──> parse_peers ──> vxlan.desired ─┐
-                                             ├─> vxlan.plan ──> Kernel.apply
+                                             ├─> vxlan.plan ──> Kernel.apply     for each IP version by itself
     kernel ──────────────> Kernel.entries ───┘
 
 Kernel state stays when the loop ends: pods keep talking while the agent restarts.
@@ -18,12 +18,13 @@ import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from agent.api.structs import Node
-from agent.overlay import mac, peers, sysctl
+from agent.overlay import ground, peers, sysctl
+from agent.overlay.ground import Ground
 from agent.overlay.kernel import Kernel, NetlinkKernel
 from agent.overlay.metrics import OverlayMetrics
 from agent.overlay.mtu import IcmpEcho, find_narrow
@@ -31,11 +32,11 @@ from agent.overlay.settings import OverlaySettings
 from agent.server.exposition import Family
 from cni import config as cni_config
 from cni import firewall, hostports, vxlan
-from cni.vxlan import Device, Peer
+from cni.vxlan import Peer
 from host import files
 from host.clocks import Clock, SystemClock, sleep_unless
 from host.errors import HostError, InputError, NotFound
-from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
+from host.rtnl import IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,23 +50,12 @@ Report = Callable[[str, str], None]
 """Takes (reason, message), for instance an EventRecorder bound to our own Node."""
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """What one round stands on: this node's place in the underlay, and its tunnel device (index 0: none)."""
-
-    underlay: Link
-    address: IPInterface
-    device: int
-    mac: str
-    mtu: int
-
-
 class Overlay:
     """Keeps this node's half of the pod network equal to the Node list.
 
     Args:
         node_name: of this node.
-        node_ip: its address in the underlay, as text.
+        node_ips: its addresses in the underlay, as text: one of each IP version that its pods have.
         annotate: writes our annotations.
         settings: see OverlaySettings.
         clock: for the pauses between rechecks.
@@ -78,7 +68,7 @@ class Overlay:
         self,
         *,
         node_name: str,
-        node_ip: str,
+        node_ips: Sequence[str],
         annotate: Annotate,
         settings: OverlaySettings | None = None,
         clock: Clock | None = None,
@@ -87,7 +77,10 @@ class Overlay:
         report: Report | None = None,
     ) -> None:
         self._name = node_name
-        self._host: IPAddress = ipaddress.ip_address(node_ip)
+        own = [ipaddress.ip_address(text) for text in node_ips]
+        self._own: dict[int, IPAddress] = {
+            ip.version: ip for ip in reversed(own)
+        }  # the first of each version
         self._annotate = annotate
         self._settings = settings or OverlaySettings()
         self._clock = clock or SystemClock()
@@ -95,7 +88,7 @@ class Overlay:
         self._failures: tuple[type[Exception], ...] = (*annotate_failures, HostError, InputError)
         self._nodes: Mapping[str, Node] | None = None
         self._wake = asyncio.Event()
-        self._status = "waiting for the list of nodes"
+        self._status, self._blocked = "waiting for the list of nodes", ""
         self._rules_checked = float("-inf")
         self._report = report
         self._underlay_mtu = 0
@@ -126,6 +119,11 @@ class Overlay:
     def status(self) -> str:
         """'' when all is in place, else one line that says what is wrong and what to do."""
         return self._status
+
+    @property
+    def blocked(self) -> str:
+        """Why no pod of this node can have a network, because of what its Node says; '' for anything else."""
+        return self._blocked
 
     def families(self) -> Sequence[Family]:
         """For /metrics; nothing where the pod network is somebody else's."""
@@ -195,17 +193,27 @@ class Overlay:
         node = nodes.get(self._name)
         try:
             ranges = peers.pod_ranges(node) if node else ()
-            if node is None or not ranges:
-                return [cni_config.NO_POD_CIDR]
-            self._ranges = ranges
+        except InputError as exc:
+            self._blocked = str(exc)
+            return [self._blocked]
+        if node is None or not ranges:
+            self._blocked = cni_config.NO_POD_CIDR
+            return [self._blocked]
+        self._ranges, self._blocked = ranges, ""
+        try:
             due = self._clock.monotonic() - self._rules_checked >= self._settings.rules_recheck_seconds
-            ground, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
+            grounds, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
+            if not grounds:
+                self._blocked = "" if self._own.keys() & {net.version for net in ranges} else problems[0]
+                return problems
             if due:
                 self._rules_checked = self._clock.monotonic()
-            self._underlay_mtu = ground.underlay.mtu
+            self._underlay_mtu = grounds[0].underlay.mtu
             if self._hosts:
                 self._peers_known.set()
-            wanted = peers.own_annotations(self._settings, host=self._host, mac=ground.mac)
+            wanted = peers.own_annotations(
+                self._settings, [(ground.address.ip, ground.mac) for ground in grounds]
+            )
             if any(node.metadata.annotations.get(key) != value for key, value in wanted.items()):
                 await self._annotate(wanted)
         except self._failures as exc:
@@ -214,62 +222,52 @@ class Overlay:
 
     def _reconcile(
         self, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...], check_rules: bool
-    ) -> tuple[_Ground, list[str]]:
-        """The blocking half of a round, on a thread."""
+    ) -> tuple[list[Ground], list[str]]:
+        """The blocking half of a round, on a thread: where we stand in each IP version, and what is wrong."""
         if self._kernel is None:
             self._kernel = NetlinkKernel()
-        kernel = self._kernel
-        ground = self._prepare(kernel, nodes, ranges)
+        grounds, found, problems = [], [], []
+        for version in (4, 6):
+            own = tuple(net for net in ranges if net.version == version)
+            if not own:
+                ground.clear(self._kernel, self._settings, version)
+                continue
+            try:
+                place = ground.prepare(
+                    self._kernel, self._settings, hosts=self._own, own=own[0], node=nodes.get(self._name)
+                )
+            except (HostError, InputError) as exc:  # the other version goes on
+                problems.append(str(exc))
+                continue
+            reached, wrong = self._reach(self._kernel, nodes, place, own)
+            grounds.append(place)
+            found += reached
+            problems += wrong
+        if not grounds:
+            return [], problems
+        self._write_conflist(ranges, min(place.mtu for place in grounds))
+        if check_rules:
+            self._ensure_rules(ranges, found)
+            if grounds[0].device and grounds[0].address.version == 4:
+                self._allow_two_ways(grounds[0].underlay.name)
+        self._hosts = {peer.name: peer.host for peer in reversed(found)}
+        self._metrics.peers = len(self._hosts)
+        return grounds, problems
+
+    def _reach(
+        self, kernel: Kernel, nodes: Mapping[str, Node], place: Ground, own: tuple[IPNetwork, ...]
+    ) -> tuple[list[Peer], list[str]]:
+        """Make the kernel's entries of one IP version those that the Nodes ask for."""
         found, problems = peers.parse_peers(
-            nodes, own_name=self._name, own=ground.address, settings=self._settings
+            nodes, own_name=self._name, own=place.address, settings=self._settings
         )
-        wanted, conflicts = vxlan.desired(
-            found, device=ground.device, underlay=ground.underlay.index, own=ranges
-        )
-        ops = vxlan.plan(wanted, kernel.entries(ground.device))
-        failures = kernel.apply(ops, device=ground.device)
+        wanted, conflicts = vxlan.desired(found, device=place.device, underlay=place.underlay.index, own=own)
+        ops = vxlan.plan(wanted, kernel.entries(place.device, place.address.version))
+        failures = kernel.apply(ops, device=place.device)
         if ops:
             log.info("overlay: %d of %d entries changed", len(ops) - len(failures), len(ops))
             self._metrics.changed(len(ops) - len(failures), repair=self._repairing)
-        self._write_conflist(ranges, ground.mtu)
-        if check_rules:
-            self._ensure_rules(ranges, found)
-            if ground.device:
-                self._allow_two_ways(ground.underlay.name)
-        self._hosts = {peer.name: peer.host for peer in found}
-        self._metrics.peers = len(found)
-        return ground, problems + conflicts + failures
-
-    def _prepare(self, kernel: Kernel, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...]) -> _Ground:
-        """The tunnel device as it shall be (or gone, without tunnels)."""
-        settings = self._settings
-        underlay, address = kernel.underlay(self._host)
-        if settings.backend == "host-gw":
-            kernel.delete_device(settings.device_name)
-            return _Ground(underlay, address, 0, "", settings.mtu or underlay.mtu)
-        ipv4 = [net for net in ranges if net.version == 4]
-        if not ipv4:
-            raise InputError("spec.podCIDRs: the vxlan overlay needs an IPv4 range")
-        there = kernel.find_link(settings.device_name)
-        own_mac = mac.keep(
-            Path(settings.state_dir) / f"{settings.device_name}.mac",
-            device=there.mac if there and there.kind == "vxlan" else "",
-            node=nodes.get(self._name),
-        )
-        wanted = Device(
-            name=settings.device_name,
-            vni=settings.vni,
-            port=settings.port,
-            underlay=underlay.index,
-            local=self._host,
-            mac=own_mac,
-            mtu=settings.mtu or underlay.mtu - vxlan.OVERHEAD,
-            address=ipaddress.ip_interface(ipv4[0].network_address),
-        )
-        link, reason = kernel.ensure_device(wanted)
-        if reason:
-            log.warning("overlay: replaced %s: %s", wanted.name, reason)
-        return _Ground(underlay, address, link.index, own_mac, wanted.mtu)
+        return found, problems + conflicts + failures
 
     def _write_conflist(self, ranges: tuple[IPNetwork, ...], mtu: int) -> None:
         """The CNI configuration list, written only when it changes: runtimes watch its folder."""
@@ -304,7 +302,9 @@ class Overlay:
         missing = firewall.write_switches(network)
         if missing:
             log.warning("overlay: this kernel has no %s (modprobe br_netfilter)", ", ".join(missing))
-        nodes = {self._host} if self._settings.masquerade_to_nodes else {self._host, *(p.host for p in found)}
+        nodes = set(self._own.values())
+        if not self._settings.masquerade_to_nodes:
+            nodes |= {peer.host for peer in found}
         reached = [f"{host}/{host.max_prefixlen}" for host in nodes]
         if not self._settings.cluster_cidrs:
             reached += {str(net) for peer in found for net in peer.subnets}
@@ -317,7 +317,7 @@ class Overlay:
 
     def _allow_two_ways(self, underlay: str) -> None:
         """A pod reaches another node by the underlay, and the answer comes through the tunnel."""
-        changed = sysctl.loosen_reverse_path([underlay, self._settings.device_name])
+        changed = sysctl.loosen_reverse_path([underlay, self._settings.device_of(4)])
         if changed:
             log.info("overlay: rp_filter set to 2 (loose) on %s, was 1 (strict)", ", ".join(changed))
 

@@ -19,6 +19,7 @@ from host.errors import Exists, NotFound, from_errno
 from host.netlink import Netlink
 from host.rtnl import IPAddress, IPInterface, Link
 
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _BATCH = 64  # requests in one system call; their answers must fit the socket's receive buffer
 
 
@@ -37,8 +38,8 @@ class Kernel(Protocol):
     def delete_device(self, name: str) -> None:
         """Remove a device; none is success."""
 
-    def entries(self, device: int) -> Entries:
-        """All entries that are ours: everything permanent on the device, and our routes."""
+    def entries(self, device: int, version: int) -> Entries:
+        """All of one IP version that is ours: everything permanent on its device, and our routes."""
 
     def apply(self, ops: Sequence[Op], *, device: int) -> list[str]:
         """Take the steps in order; what failed, one line each."""
@@ -56,8 +57,7 @@ class NetlinkKernel:
 
     def underlay(self, host: IPAddress) -> tuple[Link, IPInterface]:
         """See Kernel."""
-        family = socket.AF_INET if host.version == 4 else socket.AF_INET6
-        for found in self._netlink.addresses(family=family):
+        for found in self._netlink.addresses(family=_FAMILIES[host.version]):
             if found.address.ip == host:
                 return self._netlink.get_link(found.index), found.address
         raise NotFound(errno.EADDRNOTAVAIL, f"find the device of node IP {host}", "set --node-ip")
@@ -83,12 +83,16 @@ class NetlinkKernel:
                 mtu=wanted.mtu,
             )
             self._netlink.execute(request)
-            sysctl.disable_ipv6(wanted.name)
+            if wanted.address.version == 4:
+                sysctl.disable_ipv6(wanted.name)
+            else:
+                sysctl.quieten_ipv6(wanted.name)
             link = self._netlink.get_link(wanted.name)
         if not link.up or link.mac != wanted.mac or link.mtu != wanted.mtu:
             self._netlink.execute(rtnl.set_link(wanted.name, up=True, mac=wanted.mac, mtu=wanted.mtu))
             link = self._netlink.get_link(wanted.name)
-        present = {found.address for found in self._netlink.addresses(link.index, family=socket.AF_INET)}
+        listed = self._netlink.addresses(link.index, family=_FAMILIES[wanted.address.version])
+        present = {found.address for found in listed}
         requests = [rtnl.address(link.index, old, remove=True) for old in present - {wanted.address}]
         requests += [rtnl.address(link.index, new) for new in {wanted.address} - present]
         if requests:
@@ -99,11 +103,11 @@ class NetlinkKernel:
         """See Kernel."""
         self._netlink.execute(rtnl.delete_link(name), ignore=(NotFound,))
 
-    def entries(self, device: int) -> Entries:
+    def entries(self, device: int, version: int) -> Entries:
         """See Kernel."""
         routes = frozenset(
             route
-            for route in self._netlink.routes()
+            for route in self._netlink.routes(family=_FAMILIES[version])
             if route.protocol == vxlan.ROUTE_PROTOCOL
             or (device and route.index == device and route.protocol != rtnl.RTPROT_KERNEL)
         )

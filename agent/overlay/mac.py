@@ -7,14 +7,14 @@ import secrets
 from pathlib import Path
 
 from agent.api.structs import Node
-from agent.overlay.peers import BACKEND_DATA
+from agent.overlay.peers import WORDS
 from host import files, rtnl
 from host.errors import InputError, NotFound
 
 _KIND, _VERSION = "vtep-mac", 1
 
 
-def keep(path: Path, *, device: str = "", node: Node | None = None) -> str:
+def keep(path: Path, *, device: str = "", node: Node | None = None, version: int = 4) -> str:
     """The MAC this node's VXLAN device has, or had; a new one, written down at once, where it never had any.
 
     Asked in this order: the file, the device in the kernel, our own Node's annotation. So neither a deleted
@@ -24,6 +24,7 @@ def keep(path: Path, *, device: str = "", node: Node | None = None) -> str:
         path: the file; its folder is made if missing.
         device: MAC of the device in the kernel, '' for none.
         node: our own Node as the API has it.
+        version: of IP; each has a device.
 
     Raises:
         HostError: the file cannot be written.
@@ -31,7 +32,7 @@ def keep(path: Path, *, device: str = "", node: Node | None = None) -> str:
     stored = _stored(path)
     if stored:
         return stored
-    chosen = _valid(device) or _announced(node) or rtnl.mac_text(_random())
+    chosen = _valid(device) or _announced(node, version) or rtnl.mac_text(_random())
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_record(path, chosen, kind=_KIND, version=_VERSION)
     return chosen
@@ -47,8 +48,8 @@ def _stored(path: Path) -> str:
         return ""
 
 
-def _announced(node: Node | None) -> str:
-    text = node.metadata.annotations.get(BACKEND_DATA, "") if node else ""
+def _announced(node: Node | None, version: int) -> str:
+    text = node.metadata.annotations.get(WORDS[version].data, "") if node else ""
     try:
         data = json.loads(text or "null")
     except ValueError:

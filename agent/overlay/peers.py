@@ -4,15 +4,16 @@ What other nodes wrote is parsed strictly (an IP address, a unicast MAC, our VNI
 before anything uses it: an annotation once reached a shell in flannel (GHSA-vchx-5pr6-ffx2). A Node that does
 not parse is left out with a reason, and hurts nobody else.
 
-Pure. The annotations are those of flannel's `subnet/kube`: backend-data, backend-type, kube-subnet-manager,
-public-ip (and public-ip-overwrite, which wins).
+Pure. The annotations are those of flannel's `subnet/kube`: backend-type, kube-subnet-manager; backend-data,
+public-ip (and public-ip-overwrite, which wins) for IPv4; backend-v6-data, public-ipv6(-overwrite) for IPv6.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from agent.api.structs import Node
 from agent.overlay.settings import OverlaySettings
@@ -24,19 +25,38 @@ from host.rtnl import IPAddress, IPInterface, IPNetwork
 PREFIX = "flannel.alpha.coreos.com/"
 BACKEND_DATA, BACKEND_TYPE = PREFIX + "backend-data", PREFIX + "backend-type"
 SUBNET_MANAGER, PUBLIC_IP = PREFIX + "kube-subnet-manager", PREFIX + "public-ip"
-PUBLIC_IP_OVERWRITE = PREFIX + "public-ip-overwrite"
 _MAX_BACKEND_DATA = 1024  # bytes; flannel writes about 45
 
 
-def own_annotations(settings: OverlaySettings, *, host: IPAddress, mac: str) -> dict[str, str]:
-    """What this node tells its peers about itself."""
-    data = {"VNI": settings.vni, "VtepMAC": mac} if settings.backend == "vxlan" else None
-    return {
-        BACKEND_DATA: json.dumps(data, separators=(",", ":")),
-        BACKEND_TYPE: settings.backend,
-        SUBNET_MANAGER: "true",
-        PUBLIC_IP: str(host),
-    }
+@dataclass(frozen=True)
+class Words:
+    """The annotations that say where a node is in one IP version."""
+
+    data: str
+    host: str
+    host_overwrite: str
+
+
+WORDS = {
+    4: Words(BACKEND_DATA, PUBLIC_IP, PUBLIC_IP + "-overwrite"),
+    6: Words(PREFIX + "backend-v6-data", PREFIX + "public-ipv6", PREFIX + "public-ipv6-overwrite"),
+}
+"""By IP version."""
+
+
+def own_annotations(settings: OverlaySettings, places: Iterable[tuple[IPAddress, str]]) -> dict[str, str]:
+    """What this node tells its peers about itself.
+
+    Args:
+        settings: of the overlay.
+        places: for each IP version this node has pods of: its address, its VXLAN device's MAC ('': none).
+    """
+    told = {BACKEND_TYPE: settings.backend, SUBNET_MANAGER: "true"}
+    for host, mac in places:
+        data = {"VNI": settings.vni, "VtepMAC": mac} if mac else None
+        told[WORDS[host.version].data] = json.dumps(data, separators=(",", ":"))
+        told[WORDS[host.version].host] = str(host)
+    return told
 
 
 def relevant(node: Node) -> tuple[object, ...]:
@@ -55,60 +75,67 @@ def pod_ranges(node: Node) -> tuple[IPNetwork, ...]:
 
 
 def parse_peers(
-    nodes: Mapping[str, Node], *, own_name: str, own: IPInterface | None, settings: OverlaySettings
+    nodes: Mapping[str, Node], *, own_name: str, own: IPInterface, settings: OverlaySettings
 ) -> tuple[list[Peer], list[str]]:
-    """The peers among these Nodes, and one line for each Node that should be a peer and cannot be.
+    """The peers of one IP version among these Nodes, and one line for each that should be one and cannot be.
 
     Args:
         nodes: all Nodes by name.
         own_name: of this node, which is no peer of its own.
-        own: this node's address and subnet in the underlay, for direct routing.
+        own: this node's address and subnet in the underlay; peers and pods are those of its IP version.
         settings: of the overlay.
     """
     peers, problems = [], []
     for name in sorted(nodes):
         node = nodes[name]
-        if name == own_name or (not node.spec.pod_cidrs and not node.spec.pod_cidr):
-            continue  # a node without a range has no pods to reach; it will change when it gets one
+        if name == own_name:
+            continue
         try:
-            peers.append(_parse_peer(name, node, own=own, settings=settings))
+            ranges = tuple(net for net in pod_ranges(node) if net.version == own.version)
+            if ranges:  # a node without a range has no pods to reach; it will change when it gets one
+                peers.append(_parse_peer(name, node, ranges, own=own, settings=settings))
         except InputError as exc:
             problems.append(f"node {name}: {exc}")
     return peers, problems
 
 
-def _parse_peer(name: str, node: Node, *, own: IPInterface | None, settings: OverlaySettings) -> Peer:
+def _parse_peer(
+    name: str, node: Node, ranges: tuple[IPNetwork, ...], *, own: IPInterface, settings: OverlaySettings
+) -> Peer:
+    version = own.version
     if settings.backend == "vxlan" and not settings.direct_routing:
-        _vtep_mac(node, settings.vni)  # of all that may be missing, the most telling
-    host, ranges = _host(node), pod_ranges(node)
-    direct = settings.backend == "host-gw" or (
-        settings.direct_routing and own is not None and host in own.network
-    )
-    if direct:
-        reachable = tuple(net for net in ranges if net.version == host.version)
-        return Peer(name, host, reachable)
-    ipv4 = tuple(net for net in ranges if net.version == 4)
-    return Peer(name, host, ipv4, _vtep_mac(node, settings.vni))
+        _vtep_mac(node, settings.vni, version)  # of all that may be missing, the most telling
+    host = _host(node, version)
+    if host == own.ip:
+        raise InputError(
+            f"{WORDS[version].host}: {host} is this node's address too; set --node-ip on both to what "
+            "the other reaches (machines made by Vagrant all have 10.0.2.15)"
+        )
+    if settings.backend == "host-gw" or (settings.direct_routing and host in own.network):
+        return Peer(name, host, ranges)
+    return Peer(name, host, ranges, _vtep_mac(node, settings.vni, version))
 
 
-def _host(node: Node) -> IPAddress:
-    annotations = node.metadata.annotations
-    text = annotations.get(PUBLIC_IP_OVERWRITE) or annotations.get(PUBLIC_IP) or ""
+def _host(node: Node, version: int) -> IPAddress:
+    annotations, words = node.metadata.annotations, WORDS[version]
+    text = annotations.get(words.host_overwrite) or annotations.get(words.host) or ""
     if not text:
-        internal = [address.address for address in node.status.addresses if address.type == "InternalIP"]
-        text = internal[0] if internal else ""
+        internal = (address.address for address in node.status.addresses if address.type == "InternalIP")
+        text = next((address for address in internal if (":" in address) == (version == 6)), "")
     try:
         host = ipaddress.ip_address(text)
     except ValueError as exc:
-        raise InputError(f"{PUBLIC_IP}: {text[:60]!r} is not an IP address") from exc
+        raise InputError(f"{words.host}: {text[:60]!r} is not an IP address") from exc
+    if host.version != version:
+        raise InputError(f"{words.host}: {host} is not an IPv{version} address")
     if host.is_loopback or host.is_multicast or host.is_unspecified or host.is_link_local:
-        raise InputError(f"{PUBLIC_IP}: {host} cannot be another node's address")
+        raise InputError(f"{words.host}: {host} cannot be another node's address")
     return host
 
 
-def _vtep_mac(node: Node, vni: int) -> str:
-    annotations = node.metadata.annotations
-    kind, text = annotations.get(BACKEND_TYPE, ""), annotations.get(BACKEND_DATA, "")
+def _vtep_mac(node: Node, vni: int, version: int) -> str:
+    annotations, key = node.metadata.annotations, WORDS[version].data
+    kind, text = annotations.get(BACKEND_TYPE, ""), annotations.get(key, "")
     if not kind and not text:
         raise InputError("has not announced a VXLAN device yet")
     if kind != "vxlan":
@@ -118,11 +145,11 @@ def _vtep_mac(node: Node, vni: int) -> str:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict) or not isinstance(data.get("VtepMAC"), str):
-        raise InputError(f"{BACKEND_DATA}: {text[:60]!r} has no VtepMAC")
+        raise InputError(f"{key}: {text[:60]!r} has no VtepMAC")
     peer_vni = data.get("VNI", vni)  # flannel before 0.13 did not tell it
     if peer_vni != vni:
-        raise InputError(f"{BACKEND_DATA}: VNI {str(peer_vni)[:20]} is not this node's {vni}")
+        raise InputError(f"{key}: VNI {str(peer_vni)[:20]} is not this node's {vni}")
     mac = rtnl.mac_bytes(data["VtepMAC"].lower())
     if mac[0] & 1 or not any(mac):
-        raise InputError(f"{BACKEND_DATA}: {data['VtepMAC']!r} is not the MAC of one device")
+        raise InputError(f"{key}: {data['VtepMAC']!r} is not the MAC of one device")
     return rtnl.mac_text(mac)

@@ -17,9 +17,9 @@ class OverlaySettings:
     port: int = 8472
     """UDP port: Linux's and flannel's 8472, or IANA's 4789."""
     device: str = ""
-    """Name of the VXLAN device; empty for `flannel.<vni>`."""
+    """Name of the VXLAN device; empty for `flannel.<vni>`. With IPv6 there is a second one: `device_of`."""
     mtu: int = 0
-    """Bytes, of the VXLAN device and of pods; 0 for the underlay's, less 50 with vxlan."""
+    """Bytes, of the VXLAN device and of pods; 0 for the underlay's, less 50 with vxlan (70 over IPv6)."""
     direct_routing: bool = False
     """With vxlan: plain routes to peers that share a subnet with us, tunnels to the others."""
     masquerade: bool = True
@@ -44,7 +44,8 @@ class OverlaySettings:
     mtu_probe_seconds: float = 600.0
     """How often packets of the full size are tried on the way to every peer; 0 for never."""
 
-    @property
-    def device_name(self) -> str:
-        """The VXLAN device's name."""
-        return self.device or f"flannel.{self.vni}"
+    def device_of(self, version: int) -> str:
+        """Name of the VXLAN device for pods of an IP version: 4, or 6 (flannel's `flannel-v6.<vni>`)."""
+        if version == 4:
+            return self.device or f"flannel.{self.vni}"
+        return f"{self.device}-v6" if self.device else f"flannel-v6.{self.vni}"

@@ -1,4 +1,4 @@
-"""The two switches under /proc/sys that the overlay turns, each for devices by name."""
+"""The switches under /proc/sys that the overlay turns, each for devices by name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from host.errors import from_oserror
 PROC_SYS = Path("/proc/sys")
 _OFF, _STRICT, _LOOSE = 0, 1, 2  # rp_filter in the kernel's Documentation/networking/ip-sysctl.rst
 
+_NO_LINK_LOCAL = "1"  # addr_gen_mode, there too
+
 
 def disable_ipv6(device: str, proc_sys: Path = PROC_SYS) -> None:
-    """No IPv6 on a device: the tunnel carries IPv4 only, and needs no router solicitations to every peer."""
+    """No IPv6 on a device: a tunnel for IPv4 needs no router solicitations to every peer."""
     path = proc_sys / "net/ipv6/conf" / device / "disable_ipv6"
     if path.exists():  # not in a kernel without IPv6
         _write(path, "1")
+
+
+def quieten_ipv6(device: str, proc_sys: Path = PROC_SYS) -> None:
+    """No IPv6 address but those we give (so no router is asked for one), and none learned from a peer."""
+    conf = proc_sys / "net/ipv6/conf" / device
+    _write(conf / "addr_gen_mode", _NO_LINK_LOCAL)
+    _write(conf / "accept_ra", "0")
 
 
 def loosen_reverse_path(devices: Sequence[str], proc_sys: Path = PROC_SYS) -> list[str]:

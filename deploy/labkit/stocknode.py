@@ -148,9 +148,10 @@ def kubelet(lab: Layout, node: Node) -> tuple[Service, ...]:
     )
 
 
-def install_flannel(disk: Path, backend: str = "vxlan") -> None:
+def install_flannel(disk: Path, backend: str = "vxlan", *, direct_routing: bool = False) -> None:
     """Write flannel's configuration. Its defaults (VNI 1, port 8472) are nodelet's as well."""
-    text = json.dumps({"Network": POD_NETWORK, "Backend": {"Type": backend}})
+    options = {"Type": backend, **({"DirectRouting": True} if direct_routing else {})}
+    text = json.dumps({"Network": POD_NETWORK, "Backend": options})
     (disk / _FLANNEL_CONFIG).write_text(text)
 
 

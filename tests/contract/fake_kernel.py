@@ -38,11 +38,12 @@ class FakeKernel:
         return self.device, ""
 
     def delete_device(self, name):
-        self.device = None
-        self.tables = Entries()  # the kernel drops all entries of a device along with it
+        if self.find_link(name):
+            self.device = None
+            self.tables = Entries()  # the kernel drops all entries of a device along with it
 
-    def entries(self, device):
-        return self.tables
+    def entries(self, device, version):
+        return self.tables if version == 4 else Entries()
 
     def apply(self, ops, *, device):
         self.batches.append(list(ops))

@@ -103,7 +103,7 @@ def test_entries_are_set_replaced_and_removed(check: Check) -> None:
     def case(kernel: Kernel) -> None:
         underlay = kernel.underlay(OWN)[0].index
         device = kernel.ensure_device(wanted(underlay))[0].index
-        assert kernel.entries(device) == Entries()
+        assert kernel.entries(device, 4) == Entries()
         present = Entries()
         for peers in (
             [peer(2), peer(3)],
@@ -115,7 +115,7 @@ def test_entries_are_set_replaced_and_removed(check: Check) -> None:
             target, problems = vxlan.desired(peers, device=device, underlay=underlay)
             assert problems == []
             assert kernel.apply(vxlan.plan(target, present), device=device) == []
-            present = kernel.entries(device)
+            present = kernel.entries(device, 4)
             assert present == target
 
     check(case)
@@ -127,7 +127,7 @@ def test_direct_routes_need_no_device(check: Check) -> None:
         direct = Peer("node2", ip_address("192.0.2.2"), (ip_network("10.244.2.0/24"),))
         target, _ = vxlan.desired([direct], device=0, underlay=underlay)
         assert kernel.apply(vxlan.plan(target, Entries()), device=0) == []
-        assert kernel.entries(0) == target
+        assert kernel.entries(0, 4) == target
 
     check(case)
 
@@ -150,8 +150,8 @@ def test_a_deleted_device_takes_its_entries_along(check: Check) -> None:
         target, _ = vxlan.desired([peer(2)], device=device, underlay=underlay)
         kernel.apply(vxlan.plan(target, Entries()), device=device)
         kernel.delete_device("flannel.1")
-        assert kernel.entries(0) == Entries()
+        assert kernel.entries(0, 4) == Entries()
         again = kernel.ensure_device(wanted(underlay))[0].index
-        assert kernel.entries(again) == Entries()
+        assert kernel.entries(again, 4) == Entries()
 
     check(case)

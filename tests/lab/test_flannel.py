@@ -1,4 +1,4 @@
-"""Rows E01 and E04 with a stock node: kubelet, containerd, the bridge plugin and flannel, beside nodelet's.
+"""Rows E01, E03, E04 with a stock node: kubelet, containerd, the bridge plugin and flannel, beside nodelet's.
 
 Both sides tell each other where they are by flannel's annotations alone.
 """
@@ -9,11 +9,12 @@ import itertools
 import json
 
 import pytest
+import yaml
 from kit import container, http_server, pod, until
 
 from cni import launcher
 from cni.config import STATE_DIR, render_conflist
-from deploy.labkit import nodes
+from deploy.labkit import nodes, stocknode
 from deploy.labkit.layout import POD_NETWORK
 from host.files import write_atomic
 
@@ -94,6 +95,11 @@ def test_e04_the_largest_packets_pass(ns, address):
 
 
 def test_a_service_over_both_kinds_of_nodes(ns, address):
+    serves_from_everywhere(ns, address)
+
+
+def serves_from_everywhere(ns, address):
+    """A Service over all these pods answers each of them with every one."""
     ns.kubectl("label", "pod", *address, "part=web")
     ns.kubectl("create", "service", "clusterip", "web", "--tcp=80:8080")
     # In place of create's own selector, which a merge would keep.
@@ -147,6 +153,47 @@ def test_e07_containerd_with_our_plugin_beside_pods_of_the_bridge_plugin(lab, ns
     ns.kubectl("delete", "pod", "new", "listener", "--grace-period=1")
     assert leases() == set()
     assert "8088" not in ns.cluster.node(STOCK, "iptables-save")
+
+
+@pytest.fixture(params=["host-gw", "direct"])
+def without_tunnels(request, lab, cluster):
+    """All nodes with plain routes to their neighbours; tunnels again at the end. Running pods stay."""
+    direct = request.param == "direct"
+    backend = "vxlan" if direct else "host-gw"
+    set_backend(lab, cluster, backend, direct=direct)
+    yield backend
+    set_backend(lab, cluster, "vxlan")
+
+
+def set_backend(lab, cluster, backend, *, direct=False):
+    """Write every node's configuration of the overlay, and restart who reads it."""
+    for node in (OURS, "n2"):
+        path = lab.layout.machine(node) / "etc/nodelet/nodelet.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["overlay"] = {"backend": backend, "directRouting": direct}
+        with cluster.killed(node, "nodelet"):
+            path.write_text(yaml.safe_dump(config))
+    lab.kill(STOCK, "flannel")
+    stocknode.install_flannel(lab.layout.machine(STOCK), backend, direct_routing=direct)
+    lab.start(STOCK, "flannel")
+
+
+def test_e03_plain_routes_reach_flannels_and_flannels_reach_ours(ns, address, without_tunnels):
+    found = {name: json.loads(ns.cluster.kubectl("get", "node", name, "-o", "json")) for name in address}
+    ranges = {name: node["spec"]["podCIDR"] for name, node in found.items()}
+    hosts = {name: node["status"]["addresses"][0]["address"] for name, node in found.items()}
+    for source, target in itertools.permutations(address, 2):
+        via = f"via {hosts[target]} dev"
+        until(
+            f"the route from {source} to {target}",
+            lambda source=source, via=via, target=target: (
+                via in ns.cluster.node(source, "ip", "route", "show", ranges[target])
+            ),
+        )
+    for source, target in itertools.permutations(address, 2):
+        assert ns.sh(source, f"wget -qO- http://{address[target]}:8080/").strip() == target
+    assert annotations(ns.cluster, OURS)["backend-type"] == without_tunnels
+    serves_from_everywhere(ns, address)
 
 
 def test_a_flannel_node_that_leaves_takes_its_route_along(lab, cluster):

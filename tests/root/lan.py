@@ -16,10 +16,12 @@ from host.netlink import Netlink
 from host.rtnl import Route
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_PROBE = 10, 2, 3
+IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 23, 62
+POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 
 
 class Lan:
-    """A switch namespace with nodes 192.0.2.11, .12, … on it, each with a default route to nobody."""
+    """A switch namespace with nodes 192.0.2.11 (and 2001:db8::11), .12, … with default routes to nobody."""
 
     def __init__(self, make: Callable[[str], Path], directory: Path) -> None:
         self._make = make
@@ -48,7 +50,8 @@ class Lan:
                 gateway = ipaddress.ip_address("192.0.2.254")
                 default = Route(ipaddress.ip_network("0.0.0.0/0"), index, gateway)
                 own = ipaddress.ip_interface(f"192.0.2.{10 + number}/24")
-                netlink.execute(rtnl.address(index, own), rtnl.route(default))
+                own6 = ipaddress.ip_interface(f"2001:db8::{10 + number}/64")
+                netlink.execute(rtnl.address(index, own), rtnl.address(index, own6), rtnl.route(default))
 
         def settle() -> None:
             with Netlink() as netlink:  # asking for a device makes the kernel finish its carrier change
@@ -84,7 +87,10 @@ class Machine:
     def __init__(self, number: int, path: Path, state: Path, make: Callable[[str], Path]) -> None:
         self.number, self.netns, self.state, self._make = number, path, state, make
         self.name, self.ip = f"node{number}", f"192.0.2.{10 + number}"
+        self.ip6, self.pod_cidr6 = f"2001:db8::{10 + number}", f"fd00:10:244:{number}::/64"
         self.pod_cidr = f"10.244.{number}.0/24"
+        self.pod_cidrs: tuple[str, ...] = (self.pod_cidr,)
+        self.ips: tuple[str, ...] = (self.ip, self.ip6)
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Run something on this node."""
@@ -96,15 +102,20 @@ class Machine:
             "cniVersion": "1.1.0",
             "name": "nodelet",
             "type": "nodelet-cni",
-            "subnets": [self.pod_cidr],
-            "clusterCIDRs": ["10.244.0.0/16"],
+            "subnets": list(self.pod_cidrs),
+            "clusterCIDRs": list(POD_NETWORKS),
             "mtu": 1450,
             "stateDir": str(self.state),
             **more,
         }
 
     def add_pod(self, name: str, **more: Any) -> tuple[Path, str]:
-        """A pod's namespace and its address."""
+        """A pod's namespace and its (first) address."""
+        path, (first, *_) = self.add_pod_of(name, **more)
+        return path, first
+
+    def add_pod_of(self, name: str, **more: Any) -> tuple[Path, list[str]]:
+        """A pod's namespace and its addresses, in the order of the node's ranges."""
         path = self._make(f"{self.name}-{name}")
         result = self.run(
             lambda: entry.execute(
@@ -116,11 +127,13 @@ class Machine:
                 args={"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": name},
             )
         )
-        return path, result["ips"][0]["address"].split("/")[0]
+        return path, [ip["address"].split("/")[0] for ip in result["ips"]]
 
 
 def ping(where: Path, target: str, *, size: int = 56, timeout: float = 3.0) -> bool:
     """Whether an ICMP echo of `size` bytes, not to be fragmented, comes back."""
+    if ":" in target:
+        return _ping6(where, target, size, timeout)
     with netns.open_socket(where, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         sock.settimeout(timeout)
@@ -137,6 +150,22 @@ def ping(where: Path, target: str, *, size: int = 56, timeout: float = 3.0) -> b
             return False
 
 
+def _ping6(where: Path, target: str, size: int, timeout: float) -> bool:
+    with netns.open_socket(where, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG, 1)
+        sock.settimeout(timeout)
+        identity = struct.pack("!HH", os.getpid() & 0xFFFF, 1)
+        try:  # the kernel fills in the checksum of ICMPv6
+            sock.sendto(b"\x80\0\0\0" + identity + b"x" * size, (target, 0))
+            while True:
+                data, sender = sock.recvfrom(65535)
+                if sender[0] == target and data[0] == 129 and data[4:8] == identity:
+                    return True
+        except (TimeoutError, OSError):
+            return False
+
+
 def _checksum(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -146,11 +175,12 @@ def _checksum(data: bytes) -> int:
 
 def udp_source(client: Path, server: Path, target: str, port: int = 5353) -> str:
     """The source address under which `server` sees a datagram that `client` sends to `target`."""
+    family, anything = (socket.AF_INET6, "::") if ":" in target else (socket.AF_INET, "0.0.0.0")
     with (
-        netns.open_socket(server, socket.AF_INET, socket.SOCK_DGRAM) as receiver,
-        netns.open_socket(client, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        netns.open_socket(server, family, socket.SOCK_DGRAM) as receiver,
+        netns.open_socket(client, family, socket.SOCK_DGRAM) as sender,
     ):
-        receiver.bind(("0.0.0.0", port))
+        receiver.bind((anything, port))
         receiver.settimeout(3.0)
         sender.sendto(b"who am I", (target, port))
         return str(receiver.recvfrom(100)[1][0])

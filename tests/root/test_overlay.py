@@ -4,75 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lan import Lan, Machine, ping, udp_source
+from lan import Lan, ping, udp_source
+from overlays import Cluster, routes
 
-from agent.api.structs import Node, NodeSpec, ObjectMeta
-from agent.overlay.component import Overlay
-from agent.overlay.kernel import NetlinkKernel
 from agent.overlay.mtu import IcmpEcho, find_narrow
 from agent.overlay.reset import reset
 from agent.overlay.settings import OverlaySettings
+from agent.policy.rules import TABLE
 from cni import vxlan
 from host import netns, processes, rtnl
 from host.netlink import Netlink
-
-
-class Cluster:
-    """Nodes with an overlay each; annotations go from one to all as through an API server."""
-
-    def __init__(self, lan: Lan, directory: Path, **settings: object) -> None:
-        self.lan, self.directory, self.settings = lan, directory, settings
-        self.annotations: dict[str, dict[str, str]] = {}
-        self.left: set[str] = set()
-
-    def nodes(self) -> dict[str, Node]:
-        return {
-            machine.name: Node(
-                metadata=ObjectMeta(name=machine.name, annotations=self.annotations.get(machine.name, {})),
-                spec=NodeSpec(pod_cidr=machine.pod_cidr, pod_cidrs=(machine.pod_cidr,)),
-            )
-            for machine in self.lan.nodes
-            if machine.name not in self.left
-        }
-
-    def overlay(self, machine: Machine, kernel: NetlinkKernel) -> Overlay:
-        async def annotate(values: Mapping[str, str]) -> None:
-            self.annotations.setdefault(machine.name, {}).update(values)
-
-        settings = OverlaySettings(
-            cluster_cidrs=("10.244.0.0/16",),
-            conf_dir=str(machine.state / "net.d"),
-            state_dir=str(machine.state),
-            rules_recheck_seconds=0,
-            **self.settings,  # type: ignore[arg-type]
-        )
-        return Overlay(
-            node_name=machine.name,
-            node_ip=machine.ip,
-            annotate=annotate,
-            settings=settings,
-            kernel=kernel,
-        )
-
-    def sync(self, rounds: int = 2) -> list[str]:
-        """Let every node's overlay make rounds, as fresh processes would; what they complain about."""
-        said = []
-        for _ in range(rounds):
-            said = [machine.run(lambda m=machine: asyncio.run(self._once(m))) for machine in self.lan.nodes]
-        return [line for line in said if line]
-
-    async def _once(self, machine: Machine) -> str:
-        kernel = NetlinkKernel()
-        overlay = self.overlay(machine, kernel)
-        try:
-            overlay._say(await overlay._round(self.nodes()))
-        finally:
-            kernel.close()
-        return overlay.status
+from host.rules import nft
 
 
 @pytest.fixture
@@ -107,15 +53,10 @@ def test_direct_routes(lan: Lan, tmp_path: Path, backend: str) -> None:
     pod1, _ip1 = one.add_pod("p1")
     _pod2, ip2 = two.add_pod("p2")
     assert ping(pod1, ip2)
-    routes = one.run(lambda: _routes())
-    assert [(str(r.destination), str(r.gateway), r.onlink) for r in routes] == [
+    found = one.run(routes)
+    assert [(str(r.destination), str(r.gateway), r.onlink) for r in found] == [
         ("10.244.2.0/24", "192.0.2.12", False)
     ]
-
-
-def _routes() -> list[rtnl.Route]:
-    with Netlink() as netlink:
-        return netlink.routes(protocol=vxlan.ROUTE_PROTOCOL)
 
 
 def test_deleted_device_comes_back_with_its_mac(lan: Lan, tmp_path: Path) -> None:
@@ -211,17 +152,19 @@ def test_narrow_path_is_noticed(new_netns: Callable[[str], Path], tmp_path: Path
 def test_reset_leaves_the_node_as_it_was(lan: Lan, tmp_path: Path) -> None:
     one = lan.nodes[0]
 
-    def shown() -> tuple[list[str], list[rtnl.Route], list[str]]:
+    def shown() -> tuple[object, ...]:
         with Netlink() as netlink:
             links, routes = [link.name for link in netlink.links()], netlink.routes()
-        return links, routes, _plain(processes.run(["iptables-save"]).stdout.decode())
+        policies = nft.read("inet", TABLE)
+        return links, routes, _plain(processes.run(["iptables-save"]).stdout.decode()), policies
 
     before = one.run(shown)
     Cluster(lan, tmp_path).sync()
     one.add_pod(
         "p1", runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
     )
-    assert one.run(shown) != before
+    one.run(lambda: nft.apply(f"add table inet {TABLE}\n"))
+    assert one.run(shown)[-1] is not None
     settings = OverlaySettings(conf_dir=str(one.state / "net.d"), state_dir=str(one.state))
     assert one.run(lambda: reset(settings))
     assert one.run(shown) == before

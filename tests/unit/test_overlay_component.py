@@ -99,6 +99,72 @@ def test_direct_peers():
     assert found.mac != "", "a peer of another subnet goes through the tunnel"
 
 
+def node6(number, **annotations):
+    one = node(number, backend_v6_data='{"VNI":1,"VtepMAC":"02:00:00:00:06:02"}', **annotations)
+    both = (one.spec.pod_cidr, f"fd00:10:244:{number}::/64")
+    return msgspec.structs.replace(one, spec=NodeSpec(pod_cidr=one.spec.pod_cidr, pod_cidrs=both))
+
+
+def parse6(one, **settings):
+    return peers.parse_peers(
+        {"node2": one},
+        own_name="node1",
+        own=ipaddress.ip_interface("2001:db8::1/64"),
+        settings=replace(SETTINGS, **settings),
+    )
+
+
+def test_each_ip_version_has_its_own_annotations():
+    peer = node6(2, public_ipv6="2001:db8::2")
+    ((found,), problems) = parse6(peer)
+    assert (str(found.host), found.mac, problems) == ("2001:db8::2", "02:00:00:00:06:02", [])
+    assert [str(net) for net in found.subnets] == ["fd00:10:244:2::/64"]
+    ((found,), _) = parse(peer)
+    assert (str(found.host), [str(net) for net in found.subnets]) == ("192.0.2.2", ["10.244.2.0/24"])
+    assert parse6(node(2)) == ([], []), "a node without an IPv6 range is no IPv6 peer, and no problem"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"public_ipv6": "192.0.2.2"}, "public-ipv6: 192.0.2.2 is not an IPv6 address"),
+        ({"public_ipv6": "fe80::1"}, "public-ipv6: fe80::1 cannot be another node's address"),
+        ({}, "public-ipv6: '' is not an IP address"),
+        ({"public_ipv6": "2001:db8::1"}, "public-ipv6: 2001:db8::1 is this node's address too"),
+        ({"public_ipv6": "2001:db8::2", "backend_v6_data": "null"}, "backend-v6-data: 'null' has no VtepMAC"),
+    ],
+)
+def test_bad_ipv6_annotations_cost_that_version_only(change, reason):
+    peer = node6(2)
+    for key, value in change.items():
+        peer.metadata.annotations[peers.PREFIX + key.replace("_", "-")] = value
+    found, (problem,) = parse6(peer)
+    assert found == [] and reason in problem
+    assert len(parse(peer)[0]) == 1
+
+
+def test_two_nodes_with_one_address_are_named():
+    found, (problem,) = parse(node(2, public_ip="192.0.2.1"))
+    assert found == []
+    assert "192.0.2.1 is this node's address too" in problem and "--node-ip" in problem
+
+
+def test_what_a_dual_stack_node_tells():
+    places = [
+        (ipaddress.ip_address("192.0.2.1"), "02:00:00:00:00:01"),
+        (ipaddress.ip_address("2001:db8::1"), ""),
+    ]
+    told = peers.own_annotations(SETTINGS, places)
+    assert {key.removeprefix(peers.PREFIX): value for key, value in told.items()} == {
+        "backend-type": "vxlan",
+        "kube-subnet-manager": "true",
+        "backend-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}',
+        "public-ip": "192.0.2.1",
+        "backend-v6-data": "null",
+        "public-ipv6": "2001:db8::1",
+    }
+
+
 class Bench:
     """A running overlay of node1 and what it did."""
 
@@ -106,7 +172,7 @@ class Bench:
         self.kernel, self.clock, self.annotations, self.failures = FakeKernel(), FakeClock(), {}, 0
         self.overlay = Overlay(
             node_name="node1",
-            node_ip=node_ip,
+            node_ips=(node_ip,),
             annotate=self.annotate,
             settings=replace(SETTINGS, state_dir=str(tmp_path)),
             clock=self.clock,
@@ -202,6 +268,16 @@ async def test_failed_annotation_is_tried_again(bench):
 async def test_node_without_a_range(bench):
     bench.overlay.update({"node1": Node(metadata=ObjectMeta(name="node1"))})
     await bench.until(lambda: bench.overlay.status == NO_POD_CIDR)
+    assert bench.overlay.blocked == NO_POD_CIDR
+
+
+async def test_a_range_of_a_version_the_node_has_no_address_of(bench):
+    bench.overlay.update({"node1": node6(1)})
+    await bench.until(lambda: "needs an IPv6 address" in bench.overlay.status)
+    assert bench.overlay.blocked == "", "IPv4 pods are well"
+    ipv6 = ("fd00:10:244:1::/64",)
+    bench.overlay.update({"node1": msgspec.structs.replace(node6(1), spec=NodeSpec(pod_cidrs=ipv6))})
+    await bench.until(lambda: "needs an IPv6 address" in bench.overlay.blocked)
 
 
 def test_mac_is_kept(tmp_path):
