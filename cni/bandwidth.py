@@ -16,7 +16,7 @@ import hashlib
 
 from cni.config import Attachment
 from cni.runtimeconfig import Rate, RuntimeConfig
-from host import rtnl, traffic
+from host import nlmsg, rtnl, traffic
 from host.errors import Exists
 from host.linkremoval import remove_link
 from host.netlink import Netlink
@@ -83,7 +83,7 @@ def check(netlink: Netlink, attachment: Attachment, limits: RuntimeConfig, *, ho
     return ""
 
 
-def _bucket(index: int, limit: Rate) -> rtnl.Request:
+def _bucket(index: int, limit: Rate) -> nlmsg.Request:
     burst = max(limit.burst // 8, _SMALLEST_BUCKET)
     return traffic.set_rate(index, rate=_bytes(limit), burst=burst, latency=_LATENCY_SECONDS)
 

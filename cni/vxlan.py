@@ -29,7 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from host import rtnl
-from host.rtnl import IPAddress, IPInterface, IPNetwork, Link, Request, Route
+from host.nlmsg import Request
+from host.rtnl import IPAddress, IPInterface, IPNetwork, Link, Route
 
 ROUTE_PROTOCOL = 110
 """Marks routes as ours (`ip route show proto 110`); not taken in /etc/iproute2/rt_protos."""

@@ -28,7 +28,8 @@ from host import netns, rtnl, traffic
 from host.errors import Exists, NotFound, Unsupported
 from host.linkremoval import remove_link
 from host.netlink import Netlink
-from host.rtnl import IPAddress, IPInterface, Link, Request, Route
+from host.nlmsg import Request
+from host.rtnl import IPAddress, IPInterface, Link, Route
 
 GUARD_PRIORITY = 1
 """Of the spoof guard among a host end's filters: asked first."""

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import TypeVar
 
 from host import netns as namespaces
-from host import rtnl
+from host import nlmsg, rtnl
 from host.errors import Busy, HostError, NotFound, from_errno, from_oserror
-from host.rtnl import Address, Link, Neighbour, Request, Route
+from host.nlmsg import Request
+from host.rtnl import Address, Link, Neighbour, Route
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 _ERROR = struct.Struct("=i")
@@ -52,7 +53,7 @@ class Netlink:
             else:
                 self._socket = namespaces.open_socket(netns, socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
             # Dumps are filtered by the kernel where the request names a device (since 4.20).
-            self._socket.setsockopt(rtnl.SOL_NETLINK, rtnl.NETLINK_GET_STRICT_CHK, 1)
+            self._socket.setsockopt(nlmsg.SOL_NETLINK, nlmsg.NETLINK_GET_STRICT_CHK, 1)
             self._socket.bind((0, 0))
             self._socket.settimeout(_ANSWER_SECONDS)
         except HostError:
@@ -87,11 +88,11 @@ class Netlink:
     def try_execute(self, *requests: Request) -> list[int]:
         """As `execute`, but gives the errno of each request (0: done) instead of raising it."""
         with self._lock:
-            first = self._send(requests, rtnl.NLM_F_ACK)
+            first = self._send(requests, nlmsg.NLM_F_ACK)
             answers: dict[int, int] = {}
             while len(answers) < len(requests):
                 for kind, _flags, sequence, payload in self._receive():
-                    if kind == rtnl.NLMSG_ERROR and first <= sequence < first + len(requests):
+                    if kind == nlmsg.NLMSG_ERROR and first <= sequence < first + len(requests):
                         answers[sequence] = -_ERROR.unpack_from(payload)[0]
         return [answers[first + offset] for offset in range(len(requests))]
 
@@ -100,7 +101,7 @@ class Netlink:
         data = bytearray()
         for sequence, request in zip(sequences, requests, strict=True):
             length = _HEADER.size + len(request.body)
-            all_flags = request.flags | rtnl.NLM_F_REQUEST | flags
+            all_flags = request.flags | nlmsg.NLM_F_REQUEST | flags
             data += _HEADER.pack(length, request.kind, all_flags, sequence, 0) + request.body
             data += b"\0" * (-length % 4)
         try:
@@ -135,7 +136,7 @@ class Netlink:
                 for kind, _flags, sequence, payload in self._receive():
                     if sequence != wanted:
                         continue
-                    if kind == rtnl.NLMSG_ERROR:
+                    if kind == nlmsg.NLMSG_ERROR:
                         raise from_errno(-_ERROR.unpack_from(payload)[0] or errno.EIO, request.what)
                     return rtnl.parse_link(payload)
 
@@ -164,10 +165,10 @@ class Netlink:
             for kind, flags, sequence, payload in self._receive():
                 if sequence != wanted:
                     continue
-                interrupted = interrupted or bool(flags & rtnl.NLM_F_DUMP_INTR)
-                if kind == rtnl.NLMSG_ERROR:
+                interrupted = interrupted or bool(flags & nlmsg.NLM_F_DUMP_INTR)
+                if kind == nlmsg.NLMSG_ERROR:
                     raise from_errno(-_ERROR.unpack_from(payload)[0] or errno.EIO, request.what)
-                if kind == rtnl.NLMSG_DONE:
+                if kind == nlmsg.NLMSG_DONE:
                     return None if interrupted else found
                 found.append(parse(payload))
 
@@ -222,10 +223,10 @@ def nftables_counter(table: str, name: str) -> int:
         HostError: the kernel does not answer.
     """
     names = ((_NFTA_OBJ_TABLE, table), (_NFTA_OBJ_NAME, name))
-    body = b"".join(rtnl.attr(kind, text.encode() + b"\0") for kind, text in names)
-    body += rtnl.attr(_NFTA_OBJ_TYPE, struct.pack(">I", _NFT_OBJECT_COUNTER))
+    body = b"".join(nlmsg.attr(kind, text.encode() + b"\0") for kind, text in names)
+    body += nlmsg.attr(_NFTA_OBJ_TYPE, struct.pack(">I", _NFT_OBJECT_COUNTER))
     answer = _ask_nftables(_NFT_MSG_GETOBJ, _NFPROTO_INET, body, f"read the counter {name} of {table}")
-    counted = {kind & _ATTRIBUTE: value for kind, value in rtnl.attrs(answer.get(_NFTA_OBJ_DATA, b""))}
+    counted = {kind & _ATTRIBUTE: value for kind, value in nlmsg.attrs(answer.get(_NFTA_OBJ_DATA, b""))}
     return int.from_bytes(counted.get(_NFTA_COUNTER_PACKETS, b""), "big")
 
 
@@ -236,13 +237,13 @@ def _ask_nftables(message: int, family: int, body: bytes, what: str) -> dict[int
     length = _HEADER.size + len(general) + len(body)
     try:
         with _netfilter_socket() as sock:
-            sock.send(_HEADER.pack(length, kind, rtnl.NLM_F_REQUEST, 1, 0) + general + body)
+            sock.send(_HEADER.pack(length, kind, nlmsg.NLM_F_REQUEST, 1, 0) + general + body)
             data = sock.recv(8192)
     except OSError as exc:
         raise from_oserror(exc, what) from exc
-    if _HEADER.unpack_from(data)[1] == rtnl.NLMSG_ERROR:
+    if _HEADER.unpack_from(data)[1] == nlmsg.NLMSG_ERROR:
         raise from_errno(-_ERROR.unpack_from(data, _HEADER.size)[0], what)
-    found = rtnl.attrs(data, _HEADER.size + len(general))
+    found = nlmsg.attrs(data, _HEADER.size + len(general))
     return {attribute & _ATTRIBUTE: value for attribute, value in found}
 
 
@@ -261,7 +262,7 @@ def netfilter_batch(batch: bytes, count: int, what: str) -> list[int]:
                 data, start = sock.recv(_RECEIVE_BYTES), 0
                 while start + _HEADER.size + _ERROR.size <= len(data):
                     length, kind, *_ = _HEADER.unpack_from(data, start)
-                    if kind == rtnl.NLMSG_ERROR:
+                    if kind == nlmsg.NLMSG_ERROR:
                         codes.append(-_ERROR.unpack_from(data, start + _HEADER.size)[0])
                     start += (max(length, _HEADER.size) + 3) & ~3
     except OSError as exc:

@@ -5,7 +5,7 @@ Why not pyroute2 for these: its synchronous calls run an event loop each (0.4-0.
 in an executable that lives 20 ms. The few messages a node needs fit here. In the tests it is the independent
 witness: what either makes, both must read alike (tests/contract/test_netlink.py).
 
-Layouts: linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h, neighbour.h, if_bridge.h; `man 7 rtnetlink`.
+Layouts: linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h, if_bridge.h; `man 7 rtnetlink`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from host.errors import InputError
+from host.nlmsg import (
+    NLA_F_NESTED,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Request,
+    attr,
+    attrs,
+    nest,
+)
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 1, 4, 0x10
-NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x100, 0x200, 0x400
-SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -42,7 +47,6 @@ IFLA_BRPORT_MODE = 4  # hairpin
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
@@ -56,18 +60,7 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst/src length, tos, table, protocol, scope, type, flags
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
-_ATTR = struct.Struct("=HH")
 _U16, _U32, _I32, _PORT = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i"), struct.Struct("!H")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One message to the kernel: type, flags beside REQUEST and ACK, payload; `what` is for errors."""
-
-    kind: int
-    flags: int
-    body: bytes
-    what: str
 
 
 @dataclass(frozen=True)
@@ -113,29 +106,6 @@ class Neighbour:
     mac: str
     state: int
     address: IPAddress | None = None
-
-
-def attr(kind: int, data: bytes) -> bytes:
-    """One attribute, padded to 4 bytes. Raises InputError where its length does not fit 16 bits."""
-    length = 4 + len(data)
-    if length > 0xFFFF:
-        raise InputError(f"netlink attribute {kind} of {length} bytes does not fit 16 bits")
-    return _ATTR.pack(length, kind) + data + b"\0" * (-length % 4)
-
-
-def nest(kind: int, *children: bytes) -> bytes:
-    """An attribute that holds attributes."""
-    return attr(kind | NLA_F_NESTED, b"".join(children))
-
-
-def attrs(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The (type, payload) pairs in `data` from `start`; stops at the first that claims more than there is."""
-    while start + 4 <= len(data):
-        length, kind = _ATTR.unpack_from(data, start)
-        if length < 4 or start + length > len(data):
-            return
-        yield kind & NLA_TYPE_MASK, data[start + 4 : start + length]
-        start += (length + 3) & ~3
 
 
 def mac_bytes(mac: str) -> bytes:

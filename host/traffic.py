@@ -13,21 +13,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from host import rtnl
-from host.rtnl import (
-    IFLA_IFNAME,
-    IFLA_INFO_KIND,
-    IFLA_LINKINFO,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    RTM_NEWLINK,
-    Request,
-    attr,
-    link_body,
-    name_bytes,
-    nest,
-)
+from host import nlmsg
+from host.nlmsg import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request, attr, nest
+from host.rtnl import IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, RTM_NEWLINK, link_body, name_bytes
 
 RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN = 0xFFFFFFFF, 0, 2, 4
@@ -158,15 +146,15 @@ def set_rate(index: int, *, rate: int, burst: int, latency: float) -> Request:
 def dump_ingress_filters(index: int) -> Request:
     """The filters on what comes out of a device; for `parse_filter`."""
     return Request(
-        RTM_GETTFILTER, rtnl.NLM_F_DUMP, _TCMSG.pack(0, index, 0, _CLSACT_INGRESS, 0), "list filters"
+        RTM_GETTFILTER, nlmsg.NLM_F_DUMP, _TCMSG.pack(0, index, 0, _CLSACT_INGRESS, 0), "list filters"
     )
 
 
 def parse_filter(body: bytes) -> Filter | None:
     """From the payload of RTM_NEWTFILTER; None for one that is no BPF program."""
     *_, info = _TCMSG.unpack_from(body)
-    found = dict(rtnl.attrs(body, _TCMSG.size))
-    options = dict(rtnl.attrs(found.get(_TCA_OPTIONS, b"")))
+    found = dict(nlmsg.attrs(body, _TCMSG.size))
+    options = dict(nlmsg.attrs(found.get(_TCA_OPTIONS, b"")))
     if found.get(_TCA_KIND) != b"bpf\0" or _TCA_BPF_OPS not in options:
         return None  # each priority is listed without options first
     steps = _FILTER.iter_unpack(options[_TCA_BPF_OPS])
@@ -175,9 +163,9 @@ def parse_filter(body: bytes) -> Filter | None:
 
 
 def _redirect_target(actions: bytes) -> int:
-    for _, action in rtnl.attrs(actions):
-        parts = dict(rtnl.attrs(action))
-        options = dict(rtnl.attrs(parts.get(_TCA_ACT_OPTIONS, b"")))
+    for _, action in nlmsg.attrs(actions):
+        parts = dict(nlmsg.attrs(action))
+        options = dict(nlmsg.attrs(parts.get(_TCA_ACT_OPTIONS, b"")))
         if parts.get(_TCA_ACT_KIND) == b"mirred\0" and _TCA_MIRRED_PARMS in options:
             *_, kind, target = _MIRRED.unpack_from(options[_TCA_MIRRED_PARMS])
             return int(target) if kind == _TCA_EGRESS_REDIR else 0
@@ -186,14 +174,14 @@ def _redirect_target(actions: bytes) -> int:
 
 def dump_queues() -> Request:
     """The queueing disciplines of all devices; for `parse_bucket`."""
-    return Request(RTM_GETQDISC, rtnl.NLM_F_DUMP, _TCMSG.pack(0, 0, 0, 0, 0), "list queues")
+    return Request(RTM_GETQDISC, nlmsg.NLM_F_DUMP, _TCMSG.pack(0, 0, 0, 0, 0), "list queues")
 
 
 def parse_bucket(body: bytes) -> Bucket | None:
     """From the payload of RTM_NEWQDISC; None for any other kind."""
     _family, index, *_ = _TCMSG.unpack_from(body)
-    found = dict(rtnl.attrs(body, _TCMSG.size))
-    options = dict(rtnl.attrs(found.get(_TCA_OPTIONS, b"")))
+    found = dict(nlmsg.attrs(body, _TCMSG.size))
+    options = dict(nlmsg.attrs(found.get(_TCA_OPTIONS, b"")))
     if found.get(_TCA_KIND) != b"tbf\0" or _TCA_TBF_PARMS not in options:
         return None
     if _TCA_TBF_RATE64 in options:

@@ -19,10 +19,10 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from host import rtnl
+from host import nlmsg
 from host.errors import InputError, from_errno
 from host.netlink import netfilter_batch
-from host.rtnl import attr, nest
+from host.nlmsg import attr, nest
 
 _NFPROTO_INET = 1
 _NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END, _NFNL_SUBSYS_NFTABLES = 0x10, 0x11, 10
@@ -73,10 +73,10 @@ def encode(table: str, changes: Iterable[Change]) -> tuple[bytes, int]:
                 nest(_LIST_ELEMENTS, *elements),
             )
         )
-        flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK | (0 if remove else rtnl.NLM_F_CREATE)
+        flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_ACK | (0 if remove else nlmsg.NLM_F_CREATE)
         messages.append((_NFNL_SUBSYS_NFTABLES << 8 | kind, flags, body))
     edge = _GENMSG.pack(socket.AF_UNSPEC, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
-    begin, end = ((kind, rtnl.NLM_F_REQUEST, edge) for kind in (_NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END))
+    begin, end = ((kind, nlmsg.NLM_F_REQUEST, edge) for kind in (_NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END))
     data = bytearray()
     for sequence, (kind, flags, body) in enumerate((begin, *messages, end), 1):
         data += _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body

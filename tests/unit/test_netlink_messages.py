@@ -7,29 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host import rtnl
+from host import nlmsg, rtnl
 from host.errors import InputError
 from host.rtnl import Route
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=300)), max_size=8))
 def test_attributes_round_trip(pairs):
-    data = b"".join(rtnl.attr(kind, value) for kind, value in pairs)
+    data = b"".join(nlmsg.attr(kind, value) for kind, value in pairs)
     assert len(data) % 4 == 0
-    assert list(rtnl.attrs(data)) == pairs
+    assert list(nlmsg.attrs(data)) == pairs
 
 
 def test_length_must_fit_sixteen_bits():
-    assert len(rtnl.attr(1, b"x" * 0xFFFB)) == 0x10000
+    assert len(nlmsg.attr(1, b"x" * 0xFFFB)) == 0x10000
     with pytest.raises(InputError):
-        rtnl.attr(1, b"x" * 0xFFFC)
+        nlmsg.attr(1, b"x" * 0xFFFC)
     with pytest.raises(InputError):
-        rtnl.nest(1, *[rtnl.attr(1, b"x" * 1000)] * 70)
+        nlmsg.nest(1, *[nlmsg.attr(1, b"x" * 1000)] * 70)
 
 
 @given(st.binary(max_size=64))
 def test_reading_any_attributes_ends(data):
-    list(rtnl.attrs(data))
+    list(nlmsg.attrs(data))
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_routes_round_trip(route):
 
 def test_links_are_read():
     body = struct.pack("=BxHiII", 0, 1, 5, 1, 0)
-    body += rtnl.attr(rtnl.IFLA_IFNAME, b"cbr0\0") + rtnl.attr(rtnl.IFLA_MTU, struct.pack("=I", 1450))
-    body += rtnl.attr(rtnl.IFLA_ADDRESS, bytes(range(6)))
-    body += rtnl.nest(rtnl.IFLA_LINKINFO, rtnl.attr(rtnl.IFLA_INFO_KIND, b"bridge\0"))
+    body += nlmsg.attr(rtnl.IFLA_IFNAME, b"cbr0\0") + nlmsg.attr(rtnl.IFLA_MTU, struct.pack("=I", 1450))
+    body += nlmsg.attr(rtnl.IFLA_ADDRESS, bytes(range(6)))
+    body += nlmsg.nest(rtnl.IFLA_LINKINFO, nlmsg.attr(rtnl.IFLA_INFO_KIND, b"bridge\0"))
     link = rtnl.parse_link(body)
     assert (link.index, link.name, link.kind, link.mtu, link.up) == (5, "cbr0", "bridge", 1450, True)
     assert (link.mac, link.master, link.hairpin) == ("00:01:02:03:04:05", 0, None)
