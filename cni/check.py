@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cni import bandwidth, ipam, spoofguard
-from cni.config import Attachment, NetworkConfig
+from cni import bandwidth, spoofguard
+from cni.config import Attachment, NetworkConfig, gateway
 from cni.wiring import GUARD_PRIORITY, host_name, pod_mac
 from host import traffic
 from host.netlink import Netlink
@@ -98,6 +98,6 @@ def _pod_end(
     if network.mtu and link.mtu != network.mtu:
         return f"{ifname} has an MTU of {link.mtu} bytes, not {network.mtu}"
     for subnet in network.subnets:
-        if not any((route.index, route.gateway) == (link.index, ipam.gateway(subnet).ip) for route in routes):
-            return f"the pod has lost its default route by {ipam.gateway(subnet).ip}"
+        if not any((route.index, route.gateway) == (link.index, gateway(subnet).ip) for route in routes):
+            return f"the pod has lost its default route by {gateway(subnet).ip}"
     return ""

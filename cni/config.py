@@ -21,7 +21,7 @@ from cni.errors import CniError
 from cni.runtimeconfig import RuntimeConfig, invalid, parse_runtime_config, parse_static_mac
 from host import rtnl
 from host.errors import InputError
-from host.rtnl import IPNetwork
+from host.rtnl import IPInterface, IPNetwork
 
 CONFLIST_NAME = "10-nodelet.conflist"
 PLUGIN_TYPE = "nodelet-cni"
@@ -189,6 +189,11 @@ def _check_requested(pod: RuntimeConfig, subnets: tuple[IPNetwork, ...]) -> None
         last = subnet.broadcast_address if subnet.version == 4 else None
         if address in (subnet.network_address, subnet.network_address + 1, last):
             raise invalid("ips", f"{address} is not for pods: network, gateway or broadcast address")
+
+
+def gateway(subnet: IPNetwork) -> IPInterface:
+    """The bridge's own address in a range: the first, which pods use as their gateway. Pure."""
+    return ipaddress.ip_interface((subnet.network_address + 1, subnet.prefixlen))
 
 
 def parse_attachment(container_id: str, ifname: str) -> Attachment:

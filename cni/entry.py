@@ -14,7 +14,7 @@ from typing import Any
 
 from cni import config as configs
 from cni import errors, firewall, hostlocal, hostports, ipam, previous, result
-from cni.config import Attachment, NetworkConfig
+from cni.config import Attachment, NetworkConfig, gateway
 from cni.errors import CniError
 from cni.wiring import Wiring
 from host import processes
@@ -140,7 +140,7 @@ def _add(
         pod_end=(attachment.ifname, wire.pod_mac),
         netns=netns,
         mtu=wire.host_end.mtu,
-        addresses=[(address, ipam.gateway(address.network).ip) for address in addresses],
+        addresses=[(address, gateway(address.network).ip) for address in addresses],
         dns=network.pod.dns,
     )
 

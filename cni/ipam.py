@@ -62,11 +62,6 @@ def parse_lease(name: str) -> Lease | None:
     return Lease(found, Attachment(container_id, ifname) if container_id and ifname else None, name)
 
 
-def gateway(subnet: IPNetwork) -> IPInterface:
-    """The bridge's own address in a range: the first, which pods use as their gateway. Pure."""
-    return ipaddress.ip_interface((subnet.network_address + 1, subnet.prefixlen))
-
-
 def choose(subnet: IPNetwork, taken: Collection[IPAddress], last: IPAddress | None) -> IPAddress | None:
     """The next free address after `last`, going round; None when there is none. Pure.
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cni import bandwidth, errors, ipam, spoofguard
-from cni.config import Attachment, NetworkConfig
+from cni.config import Attachment, NetworkConfig, gateway
 from cni.errors import CniError
 from host import netns, rtnl, traffic
 from host.errors import Exists, NotFound, Unsupported
@@ -106,7 +106,7 @@ class Wiring:
         """
         bridge = self._netlink.find_link(config.bridge)
         if bridge is None:
-            mac = mac_for(ipam.gateway(config.subnets[0]).ip)
+            mac = mac_for(gateway(config.subnets[0]).ip)
             request = rtnl.add_bridge(config.bridge, mac=mac, mtu=config.mtu or None)
             self._netlink.execute(request, ignore=(Exists,))  # a parallel ADD may have been faster
             bridge = self._netlink.get_link(config.bridge)
@@ -128,7 +128,7 @@ class Wiring:
         return ""
 
     def _ensure_gateways(self, config: NetworkConfig, bridge: Link) -> None:
-        wanted = {ipam.gateway(subnet) for subnet in config.subnets}
+        wanted = {gateway(subnet) for subnet in config.subnets}
         present = {
             found.address
             for found in self._netlink.addresses(bridge.index)
@@ -249,9 +249,9 @@ def _configure_pod(ifname: str, addresses: Sequence[IPInterface]) -> None:
         link = inside.get_link(ifname)
         requests = [rtnl.address(link.index, address) for address in addresses]
         for address in addresses:
-            gateway = ipam.gateway(address.network).ip
+            router = gateway(address.network).ip
             requests.append(
-                rtnl.route(Route(_ANYWHERE[address.version], link.index, gateway, rtnl.RTPROT_BOOT))
+                rtnl.route(Route(_ANYWHERE[address.version], link.index, router, rtnl.RTPROT_BOOT))
             )
         inside.execute(*requests)
 

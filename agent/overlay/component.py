@@ -245,6 +245,9 @@ class Overlay:
             problems += wrong
         if not grounds:
             return [], problems
+        lost = self._kernel.keep_bridge(self._settings.bridge, [cni_config.gateway(net) for net in ranges])
+        if lost:
+            log.warning("overlay: %s had lost %s", self._settings.bridge, ", ".join(lost))
         self._write_conflist(ranges, min(place.mtu for place in grounds))
         if check_rules:
             self._ensure_rules(ranges, found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from agent.overlay import sysctl
@@ -37,6 +37,9 @@ class Kernel(Protocol):
 
     def delete_device(self, name: str) -> None:
         """Remove a device; none is success."""
+
+    def keep_bridge(self, name: str, wanted: Collection[IPInterface]) -> list[str]:
+        """Give the pods' bridge, if there is one, what it has lost; what that was."""
 
     def entries(self, device: int, version: int) -> Entries:
         """All of one IP version that is ours: everything permanent on its device, and our routes."""
@@ -102,6 +105,20 @@ class NetlinkKernel:
     def delete_device(self, name: str) -> None:
         """See Kernel."""
         self._netlink.execute(rtnl.delete_link(name), ignore=(NotFound,))
+
+    def keep_bridge(self, name: str, wanted: Collection[IPInterface]) -> list[str]:
+        """See Kernel."""
+        bridge = self._netlink.find_link(name)
+        if bridge is None or bridge.kind != "bridge":
+            return []  # made with the first pod; CNI's STATUS tells of one that is something else
+        present = {found.address for found in self._netlink.addresses(bridge.index)}
+        lost = [address for address in wanted if address not in present]
+        requests = [rtnl.address(bridge.index, address) for address in lost]
+        if not bridge.up:
+            requests.insert(0, rtnl.set_link(name, up=True))
+        if requests:
+            self._netlink.execute(*requests, ignore=(Exists,))
+        return [*map(str, lost), *([] if bridge.up else ["up"])]
 
     def entries(self, device: int, version: int) -> Entries:
         """See Kernel."""

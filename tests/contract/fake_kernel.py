@@ -42,6 +42,9 @@ class FakeKernel:
             self.device = None
             self.tables = Entries()  # the kernel drops all entries of a device along with it
 
+    def keep_bridge(self, name, wanted):
+        return []
+
     def entries(self, device, version):
         return self.tables if version == 4 else Entries()
 

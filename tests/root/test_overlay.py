@@ -74,6 +74,20 @@ def test_deleted_device_comes_back_with_its_mac(lan: Lan, tmp_path: Path) -> Non
     assert ping(pod1, ip2)
 
 
+@pytest.mark.parametrize("spoil", ["ip addr flush dev cbr0", "ip link set cbr0 down"])
+def test_the_pods_bridge_gets_back_what_it_lost(lan: Lan, tmp_path: Path, spoil: str) -> None:
+    cluster = Cluster(lan, tmp_path)
+    cluster.sync()
+    one, two = lan.nodes
+    pod1, _ = one.add_pod("p1")
+    _, ip2 = two.add_pod("p2")
+    assert ping(pod1, ip2)
+    one.run(lambda: processes.run(spoil.split()))
+    assert not ping(pod1, ip2, timeout=0.2)
+    assert cluster.sync(1) == []
+    assert ping(pod1, ip2)
+
+
 def test_node_that_leaves_takes_its_entries_along(lan: Lan, tmp_path: Path) -> None:
     cluster = Cluster(lan, tmp_path)
     cluster.sync()
