@@ -14,27 +14,24 @@ def test_whatever_is_deleted_by_hand_is_put_back(ns):
     there = far["spec"]["podCIDR"]
     neighbour = there.split("/")[0]
 
-    def shown(*argv):
-        return lambda: ns.cluster.node("n1", *argv, check=False)
+    places = {
+        ("ip", "route"): f"{there} via {neighbour} dev flannel.1",
+        ("ip", "neigh"): f"{neighbour} dev flannel.1 lladdr {mac}",
+        ("bridge", "fdb"): f"{mac} dev flannel.1 dst {host}",
+        ("ip", "-4", "addr", "show", "cbr0"): "inet ",
+    }
 
-    for spoil, look, back in (
-        (f"ip route del {there}", shown("ip", "route"), f"{there} via {neighbour} dev flannel.1"),
-        (
-            f"ip neigh del {neighbour} dev flannel.1",
-            shown("ip", "neigh"),
-            f"{neighbour} dev flannel.1 lladdr {mac}",
-        ),
-        (
-            f"bridge fdb del {mac} dev flannel.1 dst {host}",
-            shown("bridge", "fdb"),
-            f"{mac} dev flannel.1 dst {host}",
-        ),
-        ("ip link del flannel.1", shown("ip", "route"), f"{there} via {neighbour} dev flannel.1"),
-        ("ip addr flush dev cbr0", shown("ip", "-4", "addr", "show", "cbr0"), "inet "),
-    ):
-        assert back in look(), spoil
-        ns.cluster.node("n1", *spoil.split())
-        until(f"what is gone after {spoil!r}", lambda look=look, back=back: back in look())
+    def missing():
+        return {look for look, entry in places.items() if entry not in ns.cluster.node("n1", *look)}
+
+    entries = (
+        f"ip route del {there}; ip neigh del {neighbour} dev flannel.1; "
+        f"bridge fdb del {mac} dev flannel.1 dst {host}; ip addr flush dev cbr0"
+    )
+    for spoil in (entries, "ip link del flannel.1"):
+        assert missing() == set()
+        ns.cluster.node("n1", "sh", "-ec", spoil)
+        until(f"what is gone after {spoil!r}", lambda: not missing())
         assert ns.sh("n1", f"wget -qO- http://{address['n2']}:8080/").strip() == "n2", spoil
 
 
