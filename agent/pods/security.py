@@ -153,10 +153,19 @@ def container_security(
     return out
 
 
+def dotted(name: str) -> str:
+    """A sysctl's name with dots between its words, as the runtime takes it; kernel/msgmax is a name as well.
+
+    As with sysctl(8) the first separator decides: after a slash, a dot is part of a word and becomes a slash.
+    """
+    first = next((letter for letter in name if letter in "./"), ".")
+    return name if first == "." else name.translate({ord("/"): ".", ord("."): "/"})
+
+
 def check_sysctls(pod: Pod, settings: PodSettings) -> str:
     """Why the pod's sysctls are forbidden, empty when they are not."""
     for sysctl in pod.spec.security_context.sysctls:
-        name = sysctl.name.replace("/", ".")
+        name = dotted(sysctl.name)
         allowed = any(
             fnmatch.fnmatchcase(name, pattern) for pattern in (*SAFE_SYSCTLS, *settings.unsafe_sysctls)
         )

@@ -18,7 +18,7 @@ from agent.expansion import expand
 from agent.pods import facts, spec
 from agent.pods.convert import ImageFact
 from agent.pods.naming import Dns, kernel_hostname
-from agent.pods.security import SpecError, container_security, namespaces, naming, sandbox_security
+from agent.pods.security import SpecError, container_security, dotted, namespaces, naming, sandbox_security
 from agent.pods.settings import PodSettings
 from agent.resources import qos
 from agent.resources.node_allocatable import page_size
@@ -71,7 +71,7 @@ def sandbox_config(
         linux=pb.LinuxPodSandboxConfig(
             cgroup_parent=cgroup_parent,
             security_context=security,
-            sysctls={s.name: s.value for s in pod.spec.security_context.sysctls},
+            sysctls={dotted(s.name): s.value for s in pod.spec.security_context.sysctls},
             overhead=overhead,
             resources=resources,
         ),

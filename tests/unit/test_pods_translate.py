@@ -148,6 +148,8 @@ def test_what_this_node_cannot_do_is_refused_by_name(spec: dict[str, Any]) -> No
     [
         ("net.ipv4.tcp_syncookies", {}, ""),
         ("kernel.msgmax", {}, "not allowlisted"),
+        ("kernel/msgmax", {}, "not allowlisted"),
+        ("kernel/shm_rmid_forced", {}, ""),
         ("net.core.somaxconn", {}, ""),
         ("net.ipv4.tcp_syncookies", {"hostNetwork": True}, "host net"),
     ],
@@ -157,6 +159,20 @@ def test_sysctls(name: str, spec: dict[str, Any], words: str) -> None:
     settings = PodSettings(node_name="n1", unsafe_sysctls=("net.core.*",))
     told = check_sysctls(pod, settings)
     assert words in told if words else told == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("kernel.shm_rmid_forced", "kernel.shm_rmid_forced"),
+        ("kernel/shm_rmid_forced", "kernel.shm_rmid_forced"),
+        ("net/ipv4/conf/eth0.1/rp_filter", "net.ipv4.conf.eth0/1.rp_filter"),
+        ("net.ipv4.conf.eth0/1.rp_filter", "net.ipv4.conf.eth0/1.rp_filter"),
+    ],
+)
+def test_a_sysctl_may_be_written_with_slashes(name: str, taken: str) -> None:
+    made = sandbox_of(securityContext={"sysctls": [{"name": name, "value": "1"}]})
+    assert dict(made.linux.sysctls) == {taken: "1"}
 
 
 def secret(auths: dict[str, Any]) -> Secret:
