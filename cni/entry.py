@@ -18,7 +18,7 @@ from cni.config import Attachment, NetworkConfig, gateway
 from cni.errors import CniError
 from cni.wiring import Wiring
 from host import processes
-from host.errors import HostError
+from host.errors import HostError, from_oserror
 from host.failpoints import reach
 from host.netlink import Netlink
 from host.rtnl import IPInterface
@@ -83,7 +83,8 @@ def execute(
     except HostError as exc:
         raise CniError(errors.PLUGIN_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
     except OSError as exc:
-        raise CniError(errors.IO_FAILURE, f"{command} {container_id[:12]} failed", str(exc)) from exc
+        problem = str(from_oserror(exc, str(exc.filename or "input or output")))
+        raise CniError(errors.IO_FAILURE, f"{command} {container_id[:12]} failed", problem) from exc
     raise CniError(errors.INVALID_ENVIRONMENT, f"CNI_COMMAND {command[:20]!r} is not a command")
 
 
