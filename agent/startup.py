@@ -35,7 +35,7 @@ from agent.node.status import POD_FEATURES, WEB_SOCKETS, NodePlan
 from agent.overlay.settings import OverlaySettings
 from agent.pods.id_pool import id_pool
 from agent.pods.manager import PodManager
-from agent.pods.naming import Dns, only_stub, parse_resolv_conf
+from agent.pods.resolvers import NodeDns
 from agent.pods.runtime import Runtime, RuntimeFailure
 from agent.pods.settings import PodSettings
 from agent.pods.static_url import UrlPods
@@ -125,28 +125,6 @@ def ranges(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-RESOLVED = Path("/run/systemd/resolve/resolv.conf")
-"""Where systemd-resolved writes the servers behind its stub (systemd-resolved.service(8))."""
-
-
-def node_dns(path: str, *, resolved: Path = RESOLVED) -> Dns:
-    """The node's resolvers as pods may use them; of systemd-resolved's stub, which only this machine can
-    reach, the servers behind it. Raises InputError when `path` cannot be read."""
-    if not path:
-        return Dns()
-    try:
-        found = parse_resolv_conf(Path(path).read_text(errors="replace"))
-    except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        fix = 'name another file, or set resolvConf: ""'
-        raise InputError(f"resolvConf {path} cannot be read: {reason}: {fix}") from exc
-    behind = parse_resolv_conf(_optional_text(resolved)) if only_stub(found) else Dns()
-    if behind.servers and not only_stub(behind):
-        log.info("resolvConf %s names a local stub only, %s is used", path, resolved)
-        return behind
-    return found
-
-
 def pod_settings(
     settings: Settings, *, ips: Sequence[str], machine: Machine, swap: SwapPolicy
 ) -> PodSettings:
@@ -161,7 +139,7 @@ def pod_settings(
         cgroup_root=kubelet.cgroup_root,
         cluster_dns=kubelet.cluster_dns,
         cluster_domain=kubelet.cluster_domain or "cluster.local",
-        host_dns=node_dns(kubelet.resolver_config),
+        host_dns=NodeDns(kubelet.resolver_config),
         max_pods=kubelet.max_pods,
         cpu_quota=kubelet.cpu_cfs_quota,
         cpu_quota_period_us=round(kubelet.cpu_cfs_quota_period * 1e6),

@@ -155,7 +155,7 @@ class Executor:
         settings = self.ports.settings
         return pod_dns(
             pod,
-            host=settings.host_dns,
+            host=settings.host_dns(),
             cluster_servers=settings.cluster_dns,
             cluster_domain=settings.cluster_domain,
         )

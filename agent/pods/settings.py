@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +28,8 @@ class PodSettings:
     """Addresses of the cluster's DNS service (clusterDNS)."""
     cluster_domain: str = "cluster.local"
     """The cluster's domain (clusterDomain)."""
-    host_dns: Dns = field(default_factory=Dns)
-    """Content of the node's resolv.conf (resolvConf)."""
+    host_dns: Callable[[], Dns] = Dns
+    """What the node's resolv.conf (resolvConf) says now."""
     max_pods: int = 110
     """Pods the node takes (maxPods)."""
     cpu_quota: bool = True

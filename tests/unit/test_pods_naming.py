@@ -21,7 +21,7 @@ from agent.pods.naming import (
     parse_resolv_conf,
     pod_dns,
 )
-from agent.startup import node_dns
+from agent.pods.resolvers import NodeDns
 from host.errors import InputError
 
 HOST = Dns(("192.0.2.53",), ("corp.example",), ("timeout:1",))
@@ -124,12 +124,25 @@ def test_no_more_than_a_resolver_reads() -> None:
 def test_a_stub_resolver_is_no_pods_to_use(tmp_path: Path) -> None:
     stub, behind = tmp_path / "stub", tmp_path / "resolved"
     stub.write_text("nameserver 127.0.0.53\noptions edns0\n")
-    assert node_dns(str(stub), resolved=behind).servers == ("127.0.0.53",)
+    dns = NodeDns(str(stub), resolved=behind)
+    assert dns().servers == ("127.0.0.53",)
     behind.write_text("nameserver 192.0.2.1\nsearch home.example\n")
-    assert node_dns(str(stub), resolved=behind) == Dns(("192.0.2.1",), ("home.example",))
+    assert dns() == Dns(("192.0.2.1",), ("home.example",))
     own = tmp_path / "own"
     own.write_text("nameserver 127.0.0.1\nnameserver 192.0.2.9\n")
-    assert node_dns(str(own), resolved=behind).servers == ("127.0.0.1", "192.0.2.9")
-    assert node_dns("", resolved=behind) == Dns()
+    assert NodeDns(str(own), resolved=behind)().servers == ("127.0.0.1", "192.0.2.9")
+    assert NodeDns("", resolved=behind)() == Dns()
     with pytest.raises(InputError, match="cannot be read: no such file"):
-        node_dns(str(tmp_path / "nothing"))
+        NodeDns(str(tmp_path / "nothing"))
+
+
+def test_resolvers_are_those_of_now_and_never_none(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 192.0.2.1\n")
+    dns = NodeDns(str(file))
+    file.write_text("nameserver 192.0.2.2\n")
+    assert dns().servers == ("192.0.2.2",)
+    file.unlink()
+    assert dns().servers == ("192.0.2.2",)
+    file.write_text("")
+    assert dns() == Dns()
