@@ -1,11 +1,12 @@
 """The overlay component: Nodes in; kernel entries, our own Node's annotations and the CNI configuration out.
 
 Level-triggered: an event only wakes the loop, which compares everything that is wanted with everything that
-the kernel lists, at the start too and every few seconds. So a device that somebody deleted is back with the
-same MAC at the next look, and a change missed is a change made later, never one lost.
+the kernel lists, at the start too and every few seconds; between two such looks, with what it listed. So a
+device that somebody deleted is back with the same MAC at the next look, and a change missed is a change made
+later, never one lost.
 
     Nodes ──> parse_peers ──> vxlan.desired ─┐
-                                             ├─> vxlan.plan ──> Kernel.apply     for each IP version by itself
+                                             ├─> vxlan.plan ──> Kernel.apply    a Table for each IP version
     kernel ──────────────> Kernel.entries ───┘
 
 Kernel state stays when the loop ends: pods keep talking while the agent restarts.
@@ -29,9 +30,10 @@ from agent.overlay.kernel import Kernel, NetlinkKernel
 from agent.overlay.metrics import OverlayMetrics
 from agent.overlay.mtu import IcmpEcho, find_narrow
 from agent.overlay.settings import OverlaySettings
+from agent.overlay.table import Table
 from agent.server.exposition import Family
 from cni import config as cni_config
-from cni import firewall, hostports, vxlan
+from cni import firewall, hostports
 from cni.vxlan import Peer
 from host import files
 from host.clocks import Clock, SystemClock, sleep_unless
@@ -89,7 +91,7 @@ class Overlay:
         self._nodes: Mapping[str, Node] | None = None
         self._wake = asyncio.Event()
         self._status, self._blocked = "waiting for the list of nodes", ""
-        self._rules_checked = float("-inf")
+        self._rules_checked = self._looked = float("-inf")
         self._report = report
         self._underlay_mtu = 0
         self._hosts: dict[str, IPAddress] = {}
@@ -97,6 +99,7 @@ class Overlay:
         self._peers_known = asyncio.Event()
         self._nodes_changed, self._repairing = True, False
         self._metrics = OverlayMetrics()
+        self._tables = {version: Table(node_name, self._settings) for version in (4, 6)}
 
     def update(self, nodes: Mapping[str, Node]) -> None:
         """Take the full set of Nodes by name (the informer's store); wakes the loop if it matters to it.
@@ -201,8 +204,14 @@ class Overlay:
             return [self._blocked]
         self._ranges, self._blocked = ranges, ""
         try:
-            due = self._clock.monotonic() - self._rules_checked >= self._settings.rules_recheck_seconds
-            grounds, problems = await _finish_on_thread(lambda: self._reconcile(nodes, ranges, due))
+            now = self._clock.monotonic()
+            due = now - self._rules_checked >= self._settings.rules_recheck_seconds
+            look = self._repairing or now - self._looked >= self._settings.recheck_seconds
+            grounds, problems = await _finish_on_thread(
+                lambda: self._reconcile(nodes, ranges, check_rules=due, look=look)
+            )
+            if look:
+                self._looked = now
             if not grounds:
                 self._blocked = "" if self._own.keys() & {net.version for net in ranges} else problems[0]
                 return problems
@@ -221,9 +230,12 @@ class Overlay:
         return problems
 
     def _reconcile(
-        self, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...], check_rules: bool
+        self, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...], *, check_rules: bool, look: bool
     ) -> tuple[list[Ground], list[str]]:
-        """The blocking half of a round, on a thread: where we stand in each IP version, and what is wrong."""
+        """The blocking half of a round, on a thread: where we stand in each IP version, and what is wrong.
+
+        `look`: see Table.reach.
+        """
         if self._kernel is None:
             self._kernel = NetlinkKernel()
         grounds, found, problems = [], [], []
@@ -239,10 +251,11 @@ class Overlay:
             except (HostError, InputError) as exc:  # the other version goes on
                 problems.append(str(exc))
                 continue
-            reached, wrong = self._reach(self._kernel, nodes, place, own)
+            reached = self._tables[version].reach(self._kernel, nodes, place, own, look=look)
+            self._metrics.changed(reached.changed, repair=self._repairing)
             grounds.append(place)
-            found += reached
-            problems += wrong
+            found += reached.peers
+            problems += reached.problems
         if not grounds:
             return [], problems
         lost = self._kernel.keep_bridge(self._settings.bridge, [cni_config.gateway(net) for net in ranges])
@@ -256,21 +269,6 @@ class Overlay:
         self._hosts = {peer.name: peer.host for peer in reversed(found)}
         self._metrics.peers = len(self._hosts)
         return grounds, problems
-
-    def _reach(
-        self, kernel: Kernel, nodes: Mapping[str, Node], place: Ground, own: tuple[IPNetwork, ...]
-    ) -> tuple[list[Peer], list[str]]:
-        """Make the kernel's entries of one IP version those that the Nodes ask for."""
-        found, problems = peers.parse_peers(
-            nodes, own_name=self._name, own=place.address, settings=self._settings
-        )
-        wanted, conflicts = vxlan.desired(found, device=place.device, underlay=place.underlay.index, own=own)
-        ops = vxlan.plan(wanted, kernel.entries(place.device, place.address.version))
-        failures = kernel.apply(ops, device=place.device)
-        if ops:
-            log.info("overlay: %d of %d entries changed", len(ops) - len(failures), len(ops))
-            self._metrics.changed(len(ops) - len(failures), repair=self._repairing)
-        return found, problems + conflicts + failures
 
     def _write_conflist(self, ranges: tuple[IPNetwork, ...], mtu: int) -> None:
         """The CNI configuration list, written only when it changes: runtimes watch its folder."""

@@ -37,6 +37,15 @@ class Words:
     host_overwrite: str
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a Node comes to: a peer, or what is wrong with it, or neither."""
+
+    node: Node
+    peer: Peer | None = None
+    problem: str = ""
+
+
 WORDS = {
     4: Words(BACKEND_DATA, PUBLIC_IP, PUBLIC_IP + "-overwrite"),
     6: Words(PREFIX + "backend-v6-data", PREFIX + "public-ipv6", PREFIX + "public-ipv6-overwrite"),
@@ -75,7 +84,12 @@ def pod_ranges(node: Node) -> tuple[IPNetwork, ...]:
 
 
 def parse_peers(
-    nodes: Mapping[str, Node], *, own_name: str, own: IPInterface, settings: OverlaySettings
+    nodes: Mapping[str, Node],
+    *,
+    own_name: str,
+    own: IPInterface,
+    settings: OverlaySettings,
+    said: dict[str, Said] | None = None,
 ) -> tuple[list[Peer], list[str]]:
     """The peers of one IP version among these Nodes, and one line for each that should be one and cannot be.
 
@@ -84,19 +98,32 @@ def parse_peers(
         own_name: of this node, which is no peer of its own.
         own: this node's address and subnet in the underlay; peers and pods are those of its IP version.
         settings: of the overlay.
+        said: what each Node came to the last time, with `own` and `settings` as they are; brought up to date.
     """
+    said = {} if said is None else said
+    for gone in said.keys() - nodes.keys():
+        del said[gone]
     peers, problems = [], []
-    for name in sorted(nodes):
+    for name in sorted(nodes.keys() - {own_name}):
         node = nodes[name]
-        if name == own_name:
-            continue
-        try:
-            ranges = tuple(net for net in pod_ranges(node) if net.version == own.version)
-            if ranges:  # a node without a range has no pods to reach; it will change when it gets one
-                peers.append(_parse_peer(name, node, ranges, own=own, settings=settings))
-        except InputError as exc:
-            problems.append(f"node {name}: {exc}")
+        known = said.get(name)
+        if known is None or known.node is not node:
+            known = said[name] = _said(name, node, own=own, settings=settings)
+        if known.peer is not None:
+            peers.append(known.peer)
+        if known.problem:
+            problems.append(known.problem)
     return peers, problems
+
+
+def _said(name: str, node: Node, *, own: IPInterface, settings: OverlaySettings) -> Said:
+    try:
+        ranges = tuple(net for net in pod_ranges(node) if net.version == own.version)
+        if not ranges:  # no pods to reach; it will change when it gets a range
+            return Said(node)
+        return Said(node, _parse_peer(name, node, ranges, own=own, settings=settings))
+    except InputError as exc:
+        return Said(node, problem=f"node {name}: {exc}")
 
 
 def _parse_peer(

@@ -15,7 +15,7 @@ from deploy.labkit.errors import LabError
 from deploy.labkit.lab import Lab
 from deploy.labkit.layout import Layout
 from deploy.labkit.progress import Progress
-from tests.bench import images, logs, network, node, pods, policy, probes, report, runtime, traffic
+from tests.bench import images, logs, network, node, overlay, pods, policy, probes, report, runtime, traffic
 
 OURS, STOCK = "n1", "stock"
 Benchmark = Callable[..., list[report.Figure]]
@@ -29,6 +29,7 @@ WITHOUT_LAB: dict[str, Benchmark] = {
     "images": images.run,
     "logs": logs.run,
     "network": network.run,
+    "overlay": overlay.run,
     "policy": policy.run,
     "runtime": runtime.run,
 }

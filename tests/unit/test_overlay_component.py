@@ -232,6 +232,31 @@ async def test_deleted_device_is_back_at_the_next_recheck(bench):
     assert shown()['nodelet_cni_addresses_free{range="10.244.1.0/24"}'] == 253
 
 
+async def test_a_change_between_two_looks_needs_no_look(bench, monkeypatch):
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "" and bench.annotations)
+    monkeypatch.setattr(bench.kernel, "entries", None)
+    bench.overlay.update({"node1": node(1), "node3": node(3)})
+    wanted = vxlan.desired(parse(node(3))[0], device=7, underlay=2)[0]
+    await bench.until(lambda: bench.kernel.tables == wanted)
+
+
+async def test_looks_are_taken_in_time_however_often_nodes_change(bench):
+    nodes = {"node1": node(1), "node2": node(2), "node3": node(3)}
+    bench.overlay.update(nodes)
+    await bench.until(lambda: bench.overlay.status == "" and bench.annotations)
+    bench.kernel.tables = vxlan.Entries()
+    for second in range(1, int(SETTINGS.recheck_seconds) + 1):
+        await bench.clock.advance(1.0)
+        nodes = {**nodes, "node3": node(3 + second)}
+        seen = len(bench.kernel.batches)
+        bench.overlay.update(nodes)
+        await bench.until(lambda seen=seen: len(bench.kernel.batches) > seen)
+    found = [*parse(nodes["node2"])[0], *parse(nodes["node3"])[0]]
+    found = [replace(peer, name=name) for peer, name in zip(found, ("node2", "node3"), strict=True)]
+    assert bench.kernel.tables == vxlan.desired(found, device=7, underlay=2)[0]
+
+
 async def test_nothing_is_written_when_nothing_changed(bench):
     bench.overlay.update({"node1": node(1), "node2": node(2)})
     await bench.until(lambda: bench.overlay.status == "")
