@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.api.structs import Node
-from agent.overlay import ground, peers, sysctl
+from agent.overlay import ground, peers, sysctl, yielding
 from agent.overlay.ground import Ground
 from agent.overlay.kernel import Kernel, NetlinkKernel
 from agent.overlay.metrics import OverlayMetrics
@@ -98,6 +98,7 @@ class Overlay:
         self._ranges: tuple[IPNetwork, ...] = ()
         self._peers_known = asyncio.Event()
         self._nodes_changed, self._repairing = True, False
+        self._other = ""
         self._metrics = OverlayMetrics()
         self._tables = {version: Table(node_name, self._settings) for version in (4, 6)}
 
@@ -193,6 +194,8 @@ class Overlay:
     async def _round(self, nodes: Mapping[str, Node]) -> list[str]:
         """One comparison with the kernel, and what kept it from being complete."""
         self._repairing, self._nodes_changed = not self._nodes_changed, False
+        if await self._yields():
+            return []
         node = nodes.get(self._name)
         try:
             ranges = peers.pod_ranges(node) if node else ()
@@ -228,6 +231,30 @@ class Overlay:
         except self._failures as exc:
             return [str(exc)]
         return problems
+
+    async def _yields(self) -> bool:
+        """Whether another CNI has this node's network. What would misguide its packets goes then.
+
+        Those are our routes and rules. The device stays: flannel has one of that name, and it is idle.
+        """
+        folder = self._settings.conf_dir
+        other = await asyncio.to_thread(yielding.preferred, Path(folder)) if folder else ""
+        if other == self._other:
+            return bool(other)
+        self._other = other
+        log.warning("overlay: %s", f"{other} is preferred to ours: stepping back" if other else "ours again")
+        if other:
+            await _finish_on_thread(self._step_back)
+        return bool(other)
+
+    def _step_back(self) -> None:
+        if self._kernel is None:
+            self._kernel = NetlinkKernel()
+        for version in (4, 6):
+            self._tables[version].withdraw(self._kernel, version)
+        self._kernel.remove_rules()
+        self._rules_checked, self._blocked, self._hosts = float("-inf"), "", {}
+        self._metrics.peers = 0
 
     def _reconcile(
         self, nodes: Mapping[str, Node], ranges: tuple[IPNetwork, ...], *, check_rules: bool, look: bool

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from agent.overlay import sysctl
-from cni import vxlan
+from cni import firewall, vxlan
 from cni.vxlan import Arp, Device, Entries, Fdb, Op
 from host import rtnl
 from host.errors import Exists, NotFound, from_errno
@@ -46,6 +46,9 @@ class Kernel(Protocol):
 
     def apply(self, ops: Sequence[Op], *, device: int) -> list[str]:
         """Take the steps in order; what failed, one line each."""
+
+    def remove_rules(self) -> None:
+        """Take away the packet filter rules of the pod network."""
 
 
 class NetlinkKernel:
@@ -153,3 +156,7 @@ class NetlinkKernel:
                 if code and not gone:
                     failures.append(str(from_errno(code, request.what)))
         return failures
+
+    def remove_rules(self) -> None:
+        """See Kernel."""
+        firewall.remove()

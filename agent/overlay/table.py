@@ -86,3 +86,8 @@ class Table:
         if ops:
             log.info("overlay: %d of %d entries changed", changed, len(ops))
         return Reached(found, changed, problems + conflicts + failures)
+
+    def withdraw(self, kernel: Kernel, version: int) -> None:
+        """Take our routes away: the pod network is another's. Raises HostError."""
+        self._place = None
+        kernel.apply(vxlan.plan(Entries(), kernel.entries(0, version)), device=0)

@@ -21,6 +21,7 @@ class FakeKernel:
         self.device = None
         self.tables = Entries()
         self.batches = []
+        self.rules_removed = 0
 
     def underlay(self, host):
         if str(host) != "192.0.2.1":
@@ -47,6 +48,9 @@ class FakeKernel:
 
     def entries(self, device, version):
         return self.tables if version == 4 else Entries()
+
+    def remove_rules(self):
+        self.rules_removed += 1
 
     def apply(self, ops, *, device):
         self.batches.append(list(ops))

@@ -140,6 +140,27 @@ def test_rules_come_back_after_a_flush(lan: Lan, tmp_path: Path) -> None:
     assert _plain(one.run(rules)) == _plain(before)
 
 
+def test_it_steps_back_for_another_network_and_returns(lan: Lan, tmp_path: Path) -> None:
+    """In front of flannel's configuration no route and no rule of ours is left; it goes, and all is back."""
+    cluster = Cluster(lan, tmp_path)
+    cluster.sync()
+    one = lan.nodes[0]
+
+    def rules() -> str:
+        return processes.run(["iptables-save"]).stdout.decode()
+
+    before, there = _plain(one.run(rules)), one.run(routes)
+    theirs = one.state / "net.d" / "10-flannel.conflist"
+    theirs.write_text('{"name": "cbr0", "plugins": [{"type": "flannel"}]}')
+    assert cluster.sync(1) == []
+    assert "NODELET" not in one.run(rules)
+    assert one.run(routes) == []
+    theirs.unlink()
+    cluster.sync(1)
+    assert _plain(one.run(rules)) == before
+    assert one.run(routes) == there != []
+
+
 def _plain(text: str) -> list[str]:
     return sorted(line for line in text.splitlines() if line.startswith("-A"))
 

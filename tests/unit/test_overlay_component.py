@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api.structs import Node, NodeSpec, NodeStatus, ObjectMeta
-from agent.overlay import mac, peers
+from agent.overlay import mac, peers, yielding
 from agent.overlay.component import Overlay
 from agent.overlay.settings import OverlaySettings
 from agent.server import exposition
@@ -168,13 +168,13 @@ def test_what_a_dual_stack_node_tells():
 class Bench:
     """A running overlay of node1 and what it did."""
 
-    def __init__(self, tmp_path, node_ip="192.0.2.1"):
+    def __init__(self, tmp_path, node_ip="192.0.2.1", conf_dir=""):
         self.kernel, self.clock, self.annotations, self.failures = FakeKernel(), FakeClock(), {}, 0
         self.overlay = Overlay(
             node_name="node1",
             node_ips=(node_ip,),
             annotate=self.annotate,
-            settings=replace(SETTINGS, state_dir=str(tmp_path)),
+            settings=replace(SETTINGS, state_dir=str(tmp_path), conf_dir=conf_dir),
             clock=self.clock,
             kernel=self.kernel,
         )
@@ -255,6 +255,50 @@ async def test_looks_are_taken_in_time_however_often_nodes_change(bench):
     found = [*parse(nodes["node2"])[0], *parse(nodes["node3"])[0]]
     found = [replace(peer, name=name) for peer, name in zip(found, ("node2", "node3"), strict=True)]
     assert bench.kernel.tables == vxlan.desired(found, device=7, underlay=2)[0]
+
+
+async def test_it_steps_back_for_a_network_that_runtimes_prefer(tmp_path):
+    folder = tmp_path / "net.d"
+    bench = Bench(tmp_path, conf_dir=str(folder))
+    theirs, nodes = folder / "10-flannel.conflist", {"node1": node(1), "node2": node(2)}
+    task = asyncio.create_task(bench.overlay.run())
+    bench.overlay.update(nodes)
+    await bench.until(lambda: bench.overlay.status == "" and bench.annotations)
+    entries = bench.kernel.tables
+    theirs.write_text('{"name": "x", "plugins": [{"type": "flannel"}]}')
+    bench.overlay.update({**nodes, "node3": node(3)})
+    await bench.until(lambda: bench.kernel.rules_removed)
+    bench.annotations = {}
+    assert await bench.overlay._round(nodes) == []
+    assert (bench.overlay.status, bench.annotations, len(bench.kernel.tables.routes)) == ("", {}, 0)
+    theirs.unlink()
+    bench.overlay.update(nodes)
+    await bench.until(lambda: bench.kernel.tables == entries and bench.annotations)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+ODD = {"00-odd.conf": "{", "01-odd.json": "[]", "02-odd.conf": '{"plugins": 7}', "03-odd.conf": "[" * 9999}
+
+
+@pytest.mark.parametrize(
+    ("files", "preferred"),
+    [
+        ({}, ""),
+        ({"10-flannel.conflist": {"plugins": [{"type": "flannel"}]}}, "10-flannel.conflist"),
+        ({"05-calico.conf": {"type": "calico"}}, "05-calico.conf"),
+        ({"99-late.conflist": {"plugins": [{"type": "bridge"}]}}, ""),
+        ({"00-loopback.conf": {"type": "loopback"}}, ""),
+        ({"00-mine.conflist": {"plugins": [{"type": "nodelet-cni"}]}}, ""),
+        ({"00-notes.txt": {"type": "bridge"}}, ""),
+        (ODD, ""),
+    ],
+)
+def test_the_first_usable_configuration_has_the_network(tmp_path, files, preferred):
+    (tmp_path / "10-nodelet.conflist").write_text("{}")
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert yielding.preferred(tmp_path) == (str(tmp_path / preferred) if preferred else "")
 
 
 async def test_nothing_is_written_when_nothing_changed(bench):
