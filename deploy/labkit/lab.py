@@ -155,6 +155,7 @@ class Lab:
 
     def _set_pod_range(self, node: Node, pod_cidr: str) -> None:
         nodes.set_pod_range(self.layout, node, pod_cidr)
+        machines.add_route(self.machine(CONTROL), pod_cidr, via=node.address)
         for service in nodes.services(self.layout, node):
             if service.needs_pod_range:
                 ensure_service(self.layout, self.records, self.machine(node.name), service)

@@ -227,6 +227,11 @@ def _connect(switch: Machine, machine: Machine, address: str) -> None:
     )
 
 
+def add_route(machine: Machine, network: str, *, via: str) -> None:
+    """Lead a network to another machine, as clusters lead pods' to the control plane: it calls them."""
+    _ip(machine, f"route replace {network} via {via}")
+
+
 def _ip(machine: Machine, *lines: str) -> None:
     argv = [*machine.enter(network_only=True), "ip", "-batch", "-"]
     processes.run(argv, input="".join(f"{line}\n" for line in lines))

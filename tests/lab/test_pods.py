@@ -4,6 +4,7 @@ import ipaddress
 import json
 from datetime import datetime, timedelta
 
+import pytest
 from forwarding import check_a_refused_connection_ends_nothing
 from kit import (
     BUSYBOX,
@@ -225,6 +226,14 @@ def test_b20_the_nodes_own_paths_through_the_apis_proxy(ns):
     assert "p" in {item["metadata"]["name"] for item in listed}
     labels = f'namespace="{ns.name}",pod="p"'
     until("figures", lambda: labels in ns.cluster.kubectl("get", "--raw", f"{path}/metrics/cadvisor"))
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_b20_the_apis_proxy_reaches_pods_of_every_node(ns, node):
+    ns.apply(pod("web", container(http_server(f"from {node}")), node=node))
+    ns.wait_running("web")
+    path = f"/api/v1/namespaces/{ns.name}/pods/web:8080/proxy/"
+    assert ns.cluster.kubectl("get", "--raw", path).strip() == f"from {node}"
 
 
 def test_a_pod_the_node_cannot_run_says_why(ns):
