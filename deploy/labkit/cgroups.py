@@ -66,9 +66,11 @@ def first_process(relative: str, container_id: str) -> int | None:
     """
     plain = container_id.rpartition("/")[2]
     for mount in hierarchies():
-        for folder in (mount / relative.strip("/")).rglob(f"*{plain}*"):
+        for folder, _, _ in os.walk(mount / relative.strip("/")):  # which goes on when a folder vanishes
+            if plain not in os.path.basename(folder):
+                continue
             try:
-                pids = list(map(int, (folder / "cgroup.procs").read_text().split()))
+                pids = list(map(int, Path(folder, "cgroup.procs").read_text().split()))
             except OSError as exc:  # removed while we looked
                 if exc.errno not in (errno.ENOENT, errno.ENODEV):
                     raise

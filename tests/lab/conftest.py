@@ -78,13 +78,22 @@ class LabCluster:
 
     @contextmanager
     def without_api(self):
-        """kill -9 the API server; at the end it is back and answers."""
+        """kill -9 the API server; at the end it is back and answers, and controllers have come back to it."""
         self.lab.kill(CONTROL, "kube-apiserver")
         try:
             yield
         finally:
             self.lab.start(CONTROL, "kube-apiserver")
             until("the API server", lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok")
+            self._await_controllers()
+
+    def _await_controllers(self):
+        """After several outages they wait longer than a test does before they watch again."""
+        name = f"outage-{uuid.uuid4().hex[:8]}"
+        self.kubectl("create", "namespace", name)
+        account = ("get", "serviceaccount", "default", f"--namespace={name}", "--output=name")
+        until("the controllers", lambda: self.kubectl(*account, check=False), timeout=180)
+        self.kubectl("delete", "namespace", name, "--wait=false")
 
     def program(self, name: str) -> str:
         """Path of one of this project's programs, on any node."""

@@ -92,8 +92,9 @@ def _cgroups(parent: str) -> set[str]:
     """Groups of containers; a pod's own group is the kubelet's to make and to remove."""
     found = set()
     for top in Cgroups().folders(parent):
-        for pod in top.glob("*"):
-            found |= {str(path) for path in pod.rglob("*") if path.is_dir()}
+        for folder, below, _ in os.walk(top):
+            if Path(folder) != top:
+                found |= {f"{folder}/{name}" for name in below}
     return found
 
 
