@@ -32,17 +32,21 @@ RECORDS = (_POD, _VARIABLES)
 def differs(old: Pod | None, new: Pod) -> bool:
     """Whether `new` tells anything that neither the record of `old` nor the runtime's facts say.
 
-    Of a status that is when the pod began, and its phase: the rest is computed from facts at every step.
+    Of a status that is when the pod began, its phase, and since when its conditions are as they are: the rest
+    is computed from facts at every step.
     """
-    if old is None:
-        return True
-    if (old.status.phase, old.status.start_time) != (new.status.phase, new.status.start_time):
+    if old is None or _lasting(old.status) != _lasting(new.status):
         return True
     if old.spec is new.spec and old.metadata is new.metadata:
         return False
     version = new.metadata.resource_version
     same = msgspec.structs.replace(old.metadata, resource_version=version) == new.metadata
     return not same or old.spec != new.spec
+
+
+def _lasting(status: PodStatus) -> tuple[object, ...]:
+    since = [(each.type, each.status, each.last_transition_time) for each in status.conditions]
+    return status.phase, status.start_time, since
 
 
 def with_status(pod: Pod, status: PodStatus) -> Pod:

@@ -45,6 +45,7 @@ from host.clocks import Clock
 
 log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 60.0
+_API_SECONDS = 5.0  # until the API counts as away: its word is better than a record, and mostly there at once
 _API = "api"
 
 
@@ -149,6 +150,7 @@ class PodManager(PodDirectory):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.observer.run(), name="observer")
                 group.create_task(self._begin(), name="pods begin")
+                group.create_task(self._take_up(), name="pods without the API")
                 group.create_task(self._sweep_forever(), name="orphans")
                 group.create_task(self.garbage.run(), name="dead containers")
         finally:
@@ -160,7 +162,6 @@ class PodManager(PodDirectory):
         held, self._held = self._held or [], None
         for pod in held:
             self.put(pod)
-        self._take_up()
         for worker in self._workers.values():
             worker.poke()  # a second run of this component finds its workers asleep
         self._sweep()
@@ -239,8 +240,10 @@ class PodManager(PodDirectory):
         if self._held is None:
             self._sweep()
 
-    def _take_up(self) -> None:
-        """Go on with the API's pods that run since before this agent, until the API has its say."""
+    async def _take_up(self) -> None:
+        """Go on with the API's pods that run since before this agent, unless the API soon has its say."""
+        await self.observer.synced.wait()
+        await self._clock.sleep(_API_SECONDS)
         if _API not in self._waiting:
             return
         for pod in checkpoint.kept(self._settings.root):

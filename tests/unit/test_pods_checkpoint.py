@@ -35,6 +35,7 @@ async def without_api(before: Node, root: Path) -> AsyncIterator[Node]:
     node.services = None
     task = asyncio.create_task(node.manager.run())
     await node.settle()
+    await node.advance(5)
     try:
         yield node
     finally:
@@ -183,6 +184,39 @@ async def test_a_pod_the_api_has_told_is_not_taken_from_its_record(tmp_path: Pat
     async with running(second, make_pod(metadata={"uid": "u2"})):
         assert "u1" not in [w.uid for w in second.manager.workers() if not w.removed]
         await left(second, "u2")
+
+
+async def test_an_api_that_is_there_has_its_say_first(tmp_path: Path) -> None:
+    """What it knows of a pod, such as since when it is Ready, is not computed anew from a record."""
+    first = Node(tmp_path)
+    async with running(first):
+        await first.put(make_pod())
+        known_to_api = first.pod()
+    second = Node(tmp_path, cri=first.cri, clock=first.clock)
+    task = asyncio.create_task(second.manager.run())
+    await second.advance(4)
+    assert second.manager.workers() == []
+    await second.put(known_to_api)
+    second.manager.complete("api")
+    await second.advance(5)
+    assert second.pod().status.conditions == known_to_api.status.conditions
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_record_tells_since_when_a_pod_is_ready(tmp_path: Path) -> None:
+    app = {"name": "app", "image": "busybox", "readinessProbe": PROBE}
+    first = Node(tmp_path)
+    async with running(first):
+        first.cri.hooks["cat /ok"] = ExecResult(exit_code=1, stdout=b"no", stderr=b"")
+        await first.put(make_pod(spec={"containers": [app]}))
+        await first.advance(6)
+        del first.cri.hooks["cat /ok"]
+        await first.advance(6)
+        assert first.condition("Ready") == "True"
+        before = first.pod().status.conditions
+    async with without_api(first, tmp_path) as node:
+        assert node.pod().status.conditions == before
 
 
 async def test_the_status_that_the_api_missed_reaches_it(tmp_path: Path) -> None:
