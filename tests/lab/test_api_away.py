@@ -8,9 +8,11 @@ READY = {"exec": {"command": ["test", "!", "-e", "/bad"]}, "periodSeconds": 1, "
 
 
 def believed(ns, name, *, node="n1"):
-    """What the node itself says of a pod: `nodelet why -o json`."""
+    """What the node itself says of a pod, once it knows of it: `nodelet why -o json`."""
     program = ns.cluster.program("nodelet")
-    return json.loads(ns.cluster.node(node, program, "why", f"{ns.name}/{name}", "-o", "json"))[0]
+    asked = (program, "why", f"{ns.name}/{name}", "-o", "json")
+    found = until("the node's word", lambda: json.loads(ns.cluster.node(node, *asked, check=False) or "[]"))
+    return found[0]
 
 
 def test_a05_pods_live_on_without_the_api_and_the_latest_status_is_delivered(ns):
