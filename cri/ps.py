@@ -28,30 +28,53 @@ def main(argv: Sequence[str]) -> int:
 
 
 def rows(runtime: Any, pb: Any, *, now: float) -> list[tuple[str, ...]]:
-    """A row for each container, and one for each pod that has none. `now` is in Unix seconds."""
+    """A row for each container, and one for each pod that has none. `now` is in Unix seconds.
+
+    What is removed between the list and a look at it is left out: it is gone, and that is no error.
+    """
     found: list[tuple[str, ...]] = []
     containers = runtime.ListContainers(pb.ListContainersRequest(), timeout=QUICK_SECONDS).containers
     for pod in runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=QUICK_SECONDS).items:
-        request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)
-        address = runtime.PodSandboxStatus(request, timeout=QUICK_SECONDS).status.network.ip
-        head = (f"{pod.metadata.namespace}/{pod.metadata.name}", address or "-")
+        status = unless_gone(runtime.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id))
+        if status is None:
+            continue
+        head = (f"{pod.metadata.namespace}/{pod.metadata.name}", status.network.ip or "-")
         members = [item for item in containers if item.pod_sandbox_id == pod.id]
         if not members:
             state = pb.PodSandboxState.Name(pod.state).removeprefix("SANDBOX_").lower()
             found.append((*head, "-", state, age(now - pod.created_at / 1e9), "-", "-", "-"))
         for item in members:
-            detail = runtime.ContainerStatus(
-                pb.ContainerStatusRequest(container_id=item.id), timeout=QUICK_SECONDS
-            ).status
-            since = detail.finished_at or detail.started_at or detail.created_at
-            state = pb.ContainerState.Name(item.state).removeprefix("CONTAINER_").lower()
-            if item.state == pb.CONTAINER_EXITED:
-                state += f"({detail.exit_code})"
-            words = (item.metadata.name, state, age(now - since / 1e9), str(item.metadata.attempt))
-            found.append(
-                (*head, *words, item.image.user_specified_image or item.image.image, detail.log_path)
-            )
+            detail = unless_gone(runtime.ContainerStatus, pb.ContainerStatusRequest(container_id=item.id))
+            if detail is not None:
+                found.append((*head, *container_cells(item, detail, pb, now)))
     return sorted(found)
+
+
+def unless_gone(call: Any, request: Any) -> Any | None:
+    """The status a call answers, or None when the runtime does not have that id any more.
+
+    Raises:
+        grpc.RpcError: anything but NotFound.
+    """
+    import grpc
+
+    try:
+        return call(request, timeout=QUICK_SECONDS).status
+    except grpc.RpcError as exc:
+        if exc.code() == grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
+
+
+def container_cells(item: Any, detail: Any, pb: Any, now: float) -> tuple[str, ...]:
+    """The cells from CONTAINER on, of a listed container and its status."""
+    since = detail.finished_at or detail.started_at or detail.created_at
+    state = pb.ContainerState.Name(item.state).removeprefix("CONTAINER_").lower()
+    if item.state == pb.CONTAINER_EXITED:
+        state += f"({detail.exit_code})"
+    image = item.image.user_specified_image or item.image.image
+    words = (item.metadata.name, state, age(now - since / 1e9), str(item.metadata.attempt))
+    return (*words, image, detail.log_path)
 
 
 def age(seconds: float) -> str:

@@ -131,7 +131,7 @@ class CriClient:
 
     async def wait_exit(self, container: str) -> pb.ContainerStatus:
         """The status once the container has ended."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (status := await self.status(container)).state != pb.CONTAINER_EXITED:
                 await asyncio.sleep(0.02)
         return status

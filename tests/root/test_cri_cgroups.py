@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,13 @@ class TestOutOfMemory:
 class TestMembership:
     async def test_every_process_of_a_pod_is_below_its_cgroup(self, node: CriNode) -> None:
         _, container, config = await node.launch("sh", "-c", "sleep 1000 & exec sleep 1000")
-        before = set(CGROUPS.pids(CGROUPS.parent_path(config.linux.cgroup_parent)))
+        parent = CGROUPS.parent_path(config.linux.cgroup_parent)
+        async with asyncio.timeout(60):  # the shell has started, and may not have forked yet
+            while len(before := set(CGROUPS.pids(parent))) < 2:
+                await asyncio.sleep(0.02)
         answer = await node.exec(container, "sh", "-c", "sleep 1000 >/dev/null 2>&1 & cat /proc/self/cgroup")
         assert answer.exit_code == 0
-        after = set(CGROUPS.pids(CGROUPS.parent_path(config.linux.cgroup_parent)))
+        after = set(CGROUPS.pids(parent))
         assert len(before) == 2
         assert len(after - before) == 1, "what an exec leaves behind is the pod's too"
         for pid in after:

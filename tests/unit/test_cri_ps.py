@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import grpc
 import pytest
 
 from cri import ps
@@ -49,6 +50,38 @@ def test_rows_and_table():
     assert header.split() == list(ps.HEADER)
     assert lines[1].endswith("/log/0.log")
     assert "\x1b" not in lines[1]
+
+
+class Refusal(grpc.RpcError):
+    """What a stub raises."""
+
+    def __init__(self, code):
+        self._code = code
+
+    def code(self):
+        return self._code
+
+
+def refusing(code):
+    def call(request, timeout):
+        raise Refusal(code)
+
+    return call
+
+
+def test_what_vanishes_after_the_list_is_left_out(monkeypatch):
+    runtime = FakeRuntime()
+    monkeypatch.setattr(runtime, "ContainerStatus", refusing(grpc.StatusCode.NOT_FOUND), raising=False)
+    assert [row[0] for row in ps.rows(runtime, pb, now=100.0)] == ["default/empty-n"]
+    monkeypatch.setattr(runtime, "PodSandboxStatus", refusing(grpc.StatusCode.NOT_FOUND), raising=False)
+    assert ps.rows(runtime, pb, now=100.0) == []
+
+
+def test_any_other_refusal_is_told(monkeypatch):
+    runtime = FakeRuntime()
+    monkeypatch.setattr(runtime, "ContainerStatus", refusing(grpc.StatusCode.INTERNAL), raising=False)
+    with pytest.raises(Refusal):
+        ps.rows(runtime, pb, now=100.0)
 
 
 @pytest.mark.parametrize(
