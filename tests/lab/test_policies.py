@@ -6,10 +6,10 @@ Who should reach whom is what `policy_oracle` reads out of the objects.
 from __future__ import annotations
 
 import ipaddress
-import json
 
 import policy_oracle
-from kit import container, pod, until
+from first_packet import denied_pods_send_nothing
+from kit import until
 from netpol import PORTS, Matrix, Pair, among, labelled, names
 
 
@@ -86,38 +86,4 @@ def test_g04_ip_blocks_and_a_table_that_is_put_back(net):
 
 
 def test_p20_not_one_packet_before_the_policy(ns):
-    """Pods whose first act is to send: of those a policy forbids to, nothing ever arrives."""
-    ns.apply(
-        pod("receiver", node="n2"),
-        {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "denied"},
-            "spec": {"podSelector": labelled(app="denied"), "policyTypes": ["Egress"]},
-        },
-    )
-    address = ns.wait_running("receiver")["status"]["podIP"]
-    until("the first policy", lambda: "NetworkPolicy" in ns.kubectl("get", "netpol", "-o", "json"))
-
-    def received() -> int:
-        """Echo requests that have come in."""
-        lines = [line.split() for line in ns.sh("receiver", "grep ^Icmp: /proc/net/snmp").splitlines()]
-        return int(dict(zip(*lines, strict=True))["InEchos"])
-
-    def sender(name: str, app: str, node: str) -> dict:
-        script = f"ping -c 3 -i 0.2 -W 1 {address}; exit 0"
-        return pod(name, container(script), node=node, labels={"app": app}, restartPolicy="Never")
-
-    nodes = ("n1", "n2")
-    before = received()
-    ns.apply(*(sender(f"denied-{n}", "denied", nodes[n % 2]) for n in range(30)))
-    until("all have tried", lambda: finished(ns, "denied") == 30, timeout=120)
-    assert received() == before
-    ns.apply(*(sender(f"free-{n}", "free", nodes[n % 2]) for n in range(4)))
-    until("the others have tried", lambda: finished(ns, "free") == 4)
-    assert received() >= before + 12
-
-
-def finished(ns, app: str) -> int:
-    listed = json.loads(ns.kubectl("get", "pods", "-l", f"app={app}", "-o", "json"))["items"]
-    return sum(one["status"].get("phase") == "Succeeded" for one in listed)
+    denied_pods_send_nothing(ns, starts=30, at_once=30)
