@@ -27,11 +27,13 @@ from agent.api.sources import ApiSources
 from agent.api.structs import EndpointSlice, Node, Pod, Service
 from agent.api.watch import Informer, Selection
 from agent.config.load import Settings
+from agent.devices.manager import DeviceManager
 from agent.explain import names
 from agent.explain.documents import SOCKET, Known
 from agent.explain.service import ExplainService
 from agent.node import addresses
 from agent.node.bootstrap import Rotation
+from agent.node.facts import Machine
 from agent.node.manager import NodeManager
 from agent.node.runtime import CriProbe
 from agent.node.shutdown import PROBLEM
@@ -71,29 +73,20 @@ class Agent:
         self._settings = settings
         self._client = client
         self._ips = tuple(ips)
-        kubelet = settings.kubelet
         clock = self._clock = SystemClock()
         self._modules = security_modules()
         name = settings.node_name
         self._cgroups = cgroups
         machine = startup_resources.machine(settings, self._cgroups)
-        self._runtime = Runtime(endpoint=startup.endpoint(kubelet.container_runtime_endpoint))
+        self._runtime = Runtime(endpoint=startup.endpoint(settings.kubelet.container_runtime_endpoint))
         self.events = EventRecorder(client, host=name, clock=clock)
-        self.node = NodeManager(
-            client,
-            plan=startup.node_plan(settings, machine),
+        self.devices = DeviceManager(
             root=settings.root,
-            runtime=CriProbe(self._runtime),
-            addresses=lambda: addresses.status_addresses(self._ips, name),
-            events=self.events,
             clock=clock,
-            problems=self._problems,
-            pressures=lambda: self.guards.eviction.pressures,
-            machine=machine,
-            update_every=kubelet.node_status_update_frequency,
-            report_every=kubelet.node_status_report_frequency,
-            lease_seconds=kubelet.node_lease_duration_seconds,
+            over=lambda uid: self.pods.over(uid),
+            on_change=lambda: self.node.wake(),
         )
+        self.node = self._make_node(machine)
         self._services: Informer[Service] | None = None
         self._slices: Informer[EndpointSlice] | None = None
         self._nodes: Informer[Node] | None = None
@@ -135,6 +128,25 @@ class Agent:
 
     # --- making -------------------------------------------------------------------------------------------
 
+    def _make_node(self, machine: Machine) -> NodeManager:
+        settings, kubelet = self._settings, self._settings.kubelet
+        return NodeManager(
+            self._client,
+            plan=startup.node_plan(settings, machine),
+            root=settings.root,
+            runtime=CriProbe(self._runtime),
+            addresses=lambda: addresses.status_addresses(self._ips, settings.node_name),
+            events=self.events,
+            clock=self._clock,
+            problems=self._problems,
+            pressures=lambda: self.guards.eviction.pressures,
+            devices=self.devices.resources,
+            machine=machine,
+            update_every=kubelet.node_status_update_frequency,
+            report_every=kubelet.node_status_report_frequency,
+            lease_seconds=kubelet.node_lease_duration_seconds,
+        )
+
     def _make_pods(self) -> PodManager:
         settings = self._settings
         sources = self._sources or startup.NoSources()
@@ -172,6 +184,7 @@ class Agent:
             ),
             probes=self._probes,
             policies=self.policies,
+            devices=self.devices,
             await_sources=startup.pod_sources(settings),
         )
         self.guards = startup_resources.guards(
@@ -264,6 +277,7 @@ class Agent:
             "pods": self.pods.run,
             "probes": self._probes.run,
             "volumes": self._volumes.run,
+            "devices": self.devices.run,
             **self.guards.parts(),
             "overlay": self.overlay.run,
             "policies": self.policies.run,

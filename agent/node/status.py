@@ -152,6 +152,7 @@ def build(
     pressures: Mapping[str, str] | None = None,
     problems: Sequence[str] = (),
     volumes_in_use: Sequence[str] = (),
+    devices: Mapping[str, tuple[int, int]] | None = None,
 ) -> NodeStatus:
     """The whole status, conditions without times.
 
@@ -159,14 +160,22 @@ def build(
         nodefs: size in bytes of the file system that pods' data is on.
         pressures, problems: see `conditions.plan`.
         volumes_in_use: unique names of attachable volumes that pods use; they must not be detached.
+        devices: capacity and allocatable of each resource of a device plugin.
     """
     found: tuple[Condition, ...] = conditions.plan(
         pressures=pressures or {}, runtime=runtime, problems=problems
     )
+    plugins = devices or {}
     biggest = sorted(images, key=lambda image: -image.size_bytes)
     return NodeStatus(
-        capacity=capacity(plan, machine, nodefs),
-        allocatable=allocatable(plan, machine, nodefs),
+        capacity={
+            **capacity(plan, machine, nodefs),
+            **{name: str(size) for name, (size, _) in plugins.items()},
+        },
+        allocatable={
+            **allocatable(plan, machine, nodefs),
+            **{name: str(size) for name, (_, size) in plugins.items()},
+        },
         conditions=found,
         addresses=tuple(addresses),
         daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=plan.port)),

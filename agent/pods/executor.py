@@ -16,6 +16,7 @@ from typing import TypeVar
 from agent.api import errors as api_errors
 from agent.api.meta import ObjectReference
 from agent.api.structs import Container, Pod, Secret
+from agent.devices import records as device_records
 from agent.pods import actions, checkpoint, spec
 from agent.pods.facts import ContainerFact, State
 from agent.pods.hooks import HookFailed, run_hook
@@ -34,7 +35,7 @@ from proto.cri import runtime_pb2 as pb
 
 T = TypeVar("T")
 MINIMUM_KILL_GRACE = 1.0
-_RECORDS = ("etc-hosts", "allocation", "userns", *checkpoint.RECORDS)
+_RECORDS = ("etc-hosts", "allocation", "userns", device_records.RECORD, *checkpoint.RECORDS)
 """Files of the agent in a pod's directory."""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent.api.structs import ObjectMeta, Pod, Service
+from agent.devices.grants import NoDevices
 from agent.pods import checkpoint, probe_record, spec
 from agent.pods.allocation import Allocations
 from agent.pods.directory import PodDirectory
@@ -24,7 +25,7 @@ from agent.pods.garbage import ContainerCollector
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
 from agent.pods.policies import NoPolicies
-from agent.pods.ports import EventPort, PolicyPort, Ports, ProbePort, VolumePort
+from agent.pods.ports import DevicePort, EventPort, PolicyPort, Ports, ProbePort, VolumePort
 from agent.pods.resizes import Resizes
 from agent.pods.runtime import Runtime
 from agent.pods.security import check_sysctls
@@ -67,6 +68,7 @@ class PodManager(PodDirectory):
         writer: writes statuses; its `target` should be `status_target`.
         probes: made by the caller with `on_probe_result` and `on_probe_failure` as callbacks.
         policies: says when a pod's network policies are in force; None where there are none.
+        devices: the node's device plugins; None where there are none.
         await_sources: names of the sources that `complete` will report.
     """
 
@@ -85,6 +87,7 @@ class PodManager(PodDirectory):
         writer: StatusWriter,
         probes: ProbePort,
         policies: PolicyPort | None = None,
+        devices: DevicePort | None = None,
         await_sources: Iterable[str] = (_API,),
         runtime_name: str = "nodelet-cri",
     ) -> None:
@@ -119,6 +122,7 @@ class PodManager(PodDirectory):
             sources=sources,
             cgroups=cgroups,
             policies=policies or NoPolicies(),
+            devices=devices or NoDevices(),
             timelines=self.timelines,
             users=UserNamespaces(settings.id_pool, settings.root),
             services=services,
@@ -280,7 +284,11 @@ class PodManager(PodDirectory):
                 self.ending.end(other, verdict)
                 ending.append(self._workers[other.metadata.uid])
         if refused is None:
-            return None, ending
+            shortage = self._ports.devices.reserve(pod)
+            if not shortage:
+                return None, ending
+            words = f"Allocate failed due to {shortage}, which is unexpected"
+            refused = Rejection("UnexpectedAdmissionError", words)
         text = f"Pod was rejected: {refused.message}"
         return Verdict(reason=refused.reason, message=text), []
 
@@ -291,6 +299,11 @@ class PodManager(PodDirectory):
             and worker.memory.verdict is None
             and worker.memory.status.phase not in TERMINAL
         )
+
+    def over(self, uid: str) -> bool:
+        """Whether a pod has ended or was refused: what was set aside for it is free."""
+        worker = self._workers.get(uid)
+        return worker is not None and not self._active(worker)
 
     # --- what comes back ----------------------------------------------------------------------------------
 
@@ -303,6 +316,7 @@ class PodManager(PodDirectory):
         worker = self._workers.pop(uid, None)
         self._resizes.forget(uid)
         self._ports.users.release(uid)
+        self._ports.devices.release(uid)
         self._resizes.retry()
         if worker is not None:
             log.info("pod gone pod=%s", spec.full_name(worker.pod))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from agent.api.meta import ObjectReference
 from agent.api.structs import Container, Pod, Service
+from agent.devices.grants import Grants
 from agent.pods.facts import ContainerFact, SandboxFact
 from agent.pods.images import ImagePuller
 from agent.pods.observer import Observer
@@ -93,6 +94,14 @@ class PolicyPort(Protocol):
     def forget(self, uid: str) -> None: ...
 
 
+class DevicePort(Protocol):
+    """See agent.devices.manager.DeviceManager."""
+
+    def reserve(self, pod: Pod) -> str: ...
+    async def prepare(self, pod: Pod, container: Container) -> Grants: ...
+    def release(self, uid: str) -> None: ...
+
+
 class EventPort(Protocol):
     """See agent.api.events.EventRecorder."""
 
@@ -123,6 +132,7 @@ class Ports:
     sources: Sources
     cgroups: PodCgroups
     policies: PolicyPort
+    devices: DevicePort
     timelines: Timelines
     users: UserNamespaces
     services: Callable[[], Sequence[Service] | None]

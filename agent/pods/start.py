@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.api import errors as api_errors
 from agent.api.structs import Container, Pod
+from agent.devices.grants import DeviceError
 from agent.pods import actions, checkpoint, spec
 from agent.pods.env import EnvError, EnvSources, environment, links_of, references
 from agent.pods.env_files import EnvFileError, read_file
@@ -38,6 +39,17 @@ from proto.cri import runtime_pb2 as pb
 log = logging.getLogger(__name__)
 NODE_HOSTS = Path("/etc/hosts")
 _HOSTS = "/etc/hosts"
+_NOT_YET = (
+    EnvError,
+    SpecError,
+    NamingError,
+    VolumeError,
+    DeviceError,
+    ValueError,
+    api_errors.ApiError,
+    OSError,
+)
+"""Why a container's configuration cannot be made now: what it needs is not there, or not understood."""
 
 
 async def start_container(
@@ -57,7 +69,7 @@ async def start_container(
         )
     try:
         config = await _config(executor, pod, container, action, memory)
-    except (EnvError, SpecError, NamingError, VolumeError, ValueError, api_errors.ApiError, OSError) as exc:
+    except _NOT_YET as exc:
         executor.say(pod, "Warning", "Failed", f"Error: {exc}", container=container.name)
         raise JobFailed("CreateContainerConfigError", str(exc), first=1.0, maximum=5.0) from exc
     box = next((s for s in ports.observer.of(uid).sandboxes if s.id == action.sandbox_id), None)
@@ -138,7 +150,9 @@ async def _config(
     box = next((s for s in observed.sandboxes if s.id == action.sandbox_id), None)
     ips = executor.pod_ips(pod, box.ips if box else ())
     sources = await _env_sources(ports, pod, container, ips)
-    env = environment(pod, container, dataclasses.replace(sources, files=_env_files(container, memory)))
+    granted = await ports.devices.prepare(pod, container)
+    own = environment(pod, container, dataclasses.replace(sources, files=_env_files(container, memory)))
+    env = {**granted.envs, **own}
     mounts = list(await ports.volumes.container_mounts(pod, container, memory.prepared, env=env))
     devices = ports.volumes.container_devices(container, memory.prepared)
     taken = {mount.container_path for mount in mounts}
@@ -161,6 +175,7 @@ async def _config(
         target_id=target.id if target else "",
         users=ports.users.of(pod),
     )
+    granted.apply(config)
     groups = {volume.group for volume in memory.prepared.values() if volume.group is not None}
     config.linux.security_context.supplemental_groups.extend(sorted(groups))
     return config

@@ -188,6 +188,7 @@ class Node:
         cri: Any = None,
         clock: Any = None,
         cgroups: Any = None,
+        devices: Any = None,
         cgroup_root: str = "/lab",
         **settings: Any,
     ):
@@ -233,6 +234,7 @@ class Node:
             node=lambda: self.facts,
             writer=self.writer,
             probes=self.probes,
+            devices=devices,
         )
 
     async def _exec(self, container_id: str, argv: Any, timeout: float) -> tuple[int, bytes]:

@@ -43,6 +43,13 @@ def build(**more):
     return status.build(PLAN, **{**defaults, **more})
 
 
+def test_devices_are_capacity_and_what_is_healthy_allocatable():
+    built = build(devices={"example.com/gpu": (4, 3), "example.com/gone": (0, 0)})
+    assert (built.capacity["example.com/gpu"], built.allocatable["example.com/gpu"]) == ("4", "3")
+    assert (built.capacity["example.com/gone"], built.allocatable["example.com/gone"]) == ("0", "0")
+    assert built.capacity["cpu"]
+
+
 def test_a_healthy_node_is_ready():
     found = by_type(build().conditions)
     assert found["Ready"].status == "True"

@@ -1,15 +1,23 @@
-"""The compiled CRI descriptors are the wire contract of proto/cri/fields.json: names, numbers, types."""
+"""Compiled descriptors are the wire contracts of the fields.json beside them: names, numbers, types."""
 
 import json
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 import proto.cri
+import proto.devices
 from proto.cri import runtime_pb2
+from proto.devices import plugin_pb2
 
-TABLE = json.loads((Path(proto.cri.__file__).parent / "fields.json").read_text())
+CONTRACTS = {
+    package.__name__: (
+        module.DESCRIPTOR,
+        json.loads((Path(package.__file__).parent / "fields.json").read_text()),
+    )
+    for package, module in ((proto.cri, runtime_pb2), (proto.devices, plugin_pb2))
+}
 SCALARS = {
     FieldDescriptor.TYPE_BOOL: "bool",
     FieldDescriptor.TYPE_BYTES: "bytes",
@@ -22,8 +30,8 @@ SCALARS = {
 }
 
 
-def short(full_name: str) -> str:
-    return full_name.removeprefix(TABLE["package"] + ".")
+def short(descriptor: Descriptor | EnumDescriptor) -> str:
+    return descriptor.full_name.removeprefix(descriptor.file.package + ".")
 
 
 def type_name(field: FieldDescriptor) -> str:
@@ -32,9 +40,9 @@ def type_name(field: FieldDescriptor) -> str:
         key, value = message.fields_by_name["key"], message.fields_by_name["value"]
         return f"map<{type_name(key)}, {type_name(value)}>"
     if message is not None:
-        return short(message.full_name)
+        return short(message)
     if field.enum_type is not None:
-        return short(field.enum_type.full_name)
+        return short(field.enum_type)
     return SCALARS[field.type]
 
 
@@ -47,37 +55,45 @@ def row(field: FieldDescriptor) -> dict[str, object]:
     return found
 
 
-MESSAGES: dict[str, Descriptor] = dict(runtime_pb2.DESCRIPTOR.message_types_by_name)
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_the_package_and_the_set_of_messages(name):
+    descriptor, table = CONTRACTS[name]
+    assert descriptor.package == table["package"]
+    assert set(descriptor.message_types_by_name) == set(table["messages"])
 
 
-def test_the_package_and_the_set_of_messages():
-    assert runtime_pb2.DESCRIPTOR.package == TABLE["package"]
-    assert set(MESSAGES) == set(TABLE["messages"])
+@pytest.mark.parametrize(
+    ("contract", "name"),
+    [(contract, name) for contract, (_, table) in CONTRACTS.items() for name in sorted(table["messages"])],
+)
+def test_message_fields(contract, name):
+    descriptor, table = CONTRACTS[contract]
+    message: Descriptor = descriptor.message_types_by_name[name]
+    assert [row(field) for field in message.fields] == table["messages"][name]
 
 
-@pytest.mark.parametrize("name", sorted(TABLE["messages"]))
-def test_message_fields(name):
-    assert [row(field) for field in MESSAGES[name].fields] == TABLE["messages"][name]
-
-
-def test_enums():
-    enums = dict(runtime_pb2.DESCRIPTOR.enum_types_by_name)
-    for message in MESSAGES.values():
-        enums |= {short(nested.full_name): nested for nested in message.enum_types}
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_enums(name):
+    descriptor, table = CONTRACTS[name]
+    enums = dict(descriptor.enum_types_by_name)
+    for message in descriptor.message_types_by_name.values():
+        enums |= {short(nested): nested for nested in message.enum_types}
     compiled = {name: {v.name: v.number for v in enum.values} for name, enum in enums.items()}
-    assert compiled == TABLE["enums"]
+    assert compiled == table["enums"]
 
 
-def test_services():
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_services(name):
+    descriptor, table = CONTRACTS[name]
     compiled = {
         service.name: {
             method.name: [
-                short(method.input_type.full_name),
-                short(method.output_type.full_name),
+                short(method.input_type),
+                short(method.output_type),
                 "server-stream" if method.server_streaming else "unary",
             ]
             for method in service.methods
         }
-        for service in runtime_pb2.DESCRIPTOR.services_by_name.values()
+        for service in descriptor.services_by_name.values()
     }
-    assert compiled == TABLE["services"]
+    assert compiled == table["services"]
