@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.api import errors
+from agent.api.authorizer import once_authorized
 from agent.api.client import ApiClient
 from agent.api.meta import Object, ObjectMeta, OwnerReference
 from agent.api.resources import (
@@ -117,19 +118,23 @@ class ApiSources:
 
     async def create_token(self, namespace: str, service_account: str, request: TokenRequest) -> TokenRequest:
         """A bound token. Raises ApiError."""
-        return await self._client.create_token(service_account, namespace=namespace, spec=request.spec)
+        return await once_authorized(
+            lambda: self._client.create_token(service_account, namespace=namespace, spec=request.spec)
+        )
 
     async def get_claim(self, namespace: str, name: str) -> PersistentVolumeClaim | None:
         """A claim, None when there is none; read anew each time. Raises ApiError."""
         try:
-            return await self._client.get(PERSISTENT_VOLUME_CLAIMS, name, namespace=namespace)
+            return await once_authorized(
+                lambda: self._client.get(PERSISTENT_VOLUME_CLAIMS, name, namespace=namespace)
+            )
         except errors.NotFound:
             return None
 
     async def get_persistent_volume(self, name: str) -> PersistentVolume | None:
         """A PersistentVolume, None when there is none; read anew each time. Raises ApiError."""
         try:
-            return await self._client.get(PERSISTENT_VOLUMES, name)
+            return await once_authorized(lambda: self._client.get(PERSISTENT_VOLUMES, name))
         except errors.NotFound:
             return None
 
@@ -157,7 +162,9 @@ class ApiSources:
     async def request_certificate(self, pod: Pod, spec: PodCertificateRequestSpec) -> str:
         """Submit a request, with the UIDs that only the API knows; its name. Raises ApiError."""
         namespace = pod.metadata.namespace
-        account = await self._client.get(SERVICE_ACCOUNTS, spec.service_account_name, namespace=namespace)
+        account = await once_authorized(
+            lambda: self._client.get(SERVICE_ACCOUNTS, spec.service_account_name, namespace=namespace)
+        )
         node = await self._client.get(NODES, spec.node_name)
         spec = msgspec.structs.replace(
             spec, service_account_uid=account.metadata.uid, node_uid=node.metadata.uid
@@ -190,7 +197,7 @@ class ApiSources:
         if informer is not None and informer.synced.is_set():
             return informer.store.get(f"{namespace}/{name}")  # type: ignore[return-value]
         try:
-            found = await self._client.get(resource, name, namespace=namespace)
+            found = await once_authorized(lambda: self._client.get(resource, name, namespace=namespace))
         except errors.NotFound:
             found = None
         if found is not None and getattr(found, "immutable", False) and self._needed(key):

@@ -125,7 +125,7 @@ async def main(folder: str, resource: str, *devices: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     socket, seen = Path(folder) / "kubelet.sock", 0
     while not ended.is_set():
-        now = socket.stat().st_ino if socket.exists() else 0
+        now = socket.stat().st_ctime_ns if socket.exists() else 0  # inode numbers come back
         if now and now != seen:
             if seen:
                 await plugin.stop()
