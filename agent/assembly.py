@@ -35,6 +35,7 @@ from agent.node import addresses
 from agent.node.bootstrap import Rotation
 from agent.node.facts import Machine
 from agent.node.manager import NodeManager
+from agent.node.places import Places
 from agent.node.runtime import CriProbe
 from agent.node.shutdown import PROBLEM
 from agent.overlay.component import Overlay
@@ -63,16 +64,16 @@ class Agent:
 
     Args:
         client: None in standalone mode.
-        ips: the node's addresses, the main one first.
+        places: the node's addresses, and those it has in the pod network's underlay.
         cgroups: the machine's, under the runtime's driver.
     """
 
     def __init__(
-        self, settings: Settings, *, client: ApiClient | None, ips: Sequence[str], cgroups: Cgroups
+        self, settings: Settings, *, client: ApiClient | None, places: Places, cgroups: Cgroups
     ) -> None:
         self._settings = settings
         self._client = client
-        self._ips = tuple(ips)
+        self._ips = places.node
         clock = self._clock = SystemClock()
         self._modules = security_modules()
         name = settings.node_name
@@ -103,7 +104,7 @@ class Agent:
         )
         self.overlay = Overlay(
             node_name=name,
-            node_ips=self._ips,
+            node_ips=places.underlay,
             annotate=self._annotate,
             settings=startup.overlay_settings(settings, ips=self._ips),
             clock=clock,

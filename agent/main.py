@@ -14,10 +14,11 @@ this module is cheap; the agent's parts are imported once the command line and t
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from host.errors import HostError, InputError
 if TYPE_CHECKING:
     from agent.api.client import ApiClient
     from agent.config.load import Settings
+    from agent.node.places import Places
+    from host.clocks import Clock
 
 HELP = """\
 nodelet: a Kubernetes node in Python
@@ -106,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """`nodelet run`. Raises InputError."""
+    import logging
+
     from agent import logs, preflight
     from agent.config import flags, load
 
@@ -114,9 +119,18 @@ def run(argv: Sequence[str]) -> int:
     logs.set_up(options.verbosity)
     settings = load.load(options)
     preflight.check_machine(settings)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         asyncio.run(_run(settings))
+    except KeyboardInterrupt:
+        return 0
+    except Moved as exc:
+        logging.getLogger(__name__).warning("the node's address changed, starting anew: %s", exc)
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with the same words
     return 0
+
+
+class Moved(Exception):
+    """The machine's addresses are not those that this agent was started with."""
 
 
 async def _run(settings: Settings) -> None:
@@ -145,16 +159,21 @@ async def _start(settings: Settings) -> None:
 
     client = await _client(settings)
     try:
-        ips = await _node_ips(settings)
-        cgroups = await load_cgroups(settings, SystemClock())
-        agent = Agent(settings, client=client, ips=ips, cgroups=cgroups)
+        clock = SystemClock()
+        look = _look(settings)
+        places = await _places(settings, look)
+        cgroups = await load_cgroups(settings, clock)
+        agent = Agent(settings, client=client, places=places, cgroups=cgroups)
         # What is imported and built by now lives as long as we do: keep the collector away from it.
         gc.collect()
         gc.freeze()
         logging.getLogger(__name__).info(
-            "agent starts node=%s addresses=%s", settings.node_name, ",".join(ips)
+            "agent starts node=%s addresses=%s", settings.node_name, ",".join(places.node)
         )
-        await agent.run()
+        if settings.options.standalone:
+            await agent.run()
+        else:
+            await _run_until_moved(agent.run(), look, places, clock)
     finally:
         if client is not None:
             await client.close()
@@ -192,32 +211,60 @@ async def _client(settings: Settings) -> ApiClient | None:
     return ApiClient(transport)
 
 
-async def _node_ips(settings: Settings) -> tuple[str, ...]:
-    """Our addresses; waits for a route to the API server."""
-    import logging
-
+def _look(settings: Settings) -> Callable[[], Places]:
+    """What tells our addresses now. It raises InputError, or OSError where there is no route."""
     from agent.api.kubeconfig import load
-    from agent.node import addresses
+    from agent.node import places
 
-    log = logging.getLogger(__name__)
     options = settings.options
     server = load(Path(options.kubeconfig)).server if not options.standalone else "https://192.0.2.1"
+    return partial(places.find, settings.nodelet.overlay, node_ips=options.node_ips, server=server)
+
+
+async def _places(settings: Settings, look: Callable[[], Places]) -> Places:
+    """Our addresses; waits for a route to the API server. Raises InputError."""
+    import logging
+
+    from agent.node import addresses, places
+
+    log = logging.getLogger(__name__)
     said = ""
     while True:
         try:
-            ips = addresses.node_ips(options.node_ips, server=server)
+            found = look()
             break
         except OSError as exc:
-            if options.standalone:
-                return ("127.0.0.1",)
+            if settings.options.standalone:
+                return places.Places(("127.0.0.1",), ("127.0.0.1",))
             if str(exc) != said:
                 said = str(exc)
-                log.warning("no route to the API server yet server=%s error=%s", server, exc)
+                log.warning("no address of this node yet error=%s", exc)
             await asyncio.sleep(2.0)
-    hint = addresses.warning(ips, options.node_ips)
+    overlay = settings.nodelet.overlay
+    wished = overlay.iface or overlay.iface_regex or overlay.iface_can_reach
+    hint = addresses.warning(found.node, settings.options.node_ips or ((wished,) if wished else ()))
     if hint:
         log.warning("%s", hint)
-    return ips
+    return found
+
+
+async def _run_until_moved(
+    agent: Awaitable[None], look: Callable[[], Places], now: Places, clock: Clock
+) -> None:
+    """Run the agent. Raises Moved when the machine's addresses have become others."""
+    from agent.node import places
+
+    running = asyncio.ensure_future(agent)
+    watching = asyncio.create_task(places.moved(look, now, clock=clock))
+    try:
+        await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise Moved(f"{','.join(now.node)} is now {','.join(watching.result().node)}")
+        await running
+    finally:
+        for task in (running, watching):
+            task.cancel()
+        await asyncio.wait((running, watching))
 
 
 if __name__ == "__main__":

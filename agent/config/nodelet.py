@@ -11,6 +11,7 @@ Every field is optional. An unknown one is an error that names it.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any
 
 import msgspec
@@ -30,6 +31,13 @@ class OverlaySettings(Section, frozen=True, kw_only=True):
     vni: int = 1
     port: int = 8472
     """UDP port of VXLAN; 8472 is what the Linux kernel and flannel use, 4789 is IANA's."""
+    iface: str = ""
+    """The network device that reaches other nodes, by its name or one of its addresses; empty: the one that
+    reaches the API server. It also gives the node its address where --node-ip does not."""
+    iface_regex: str = ""
+    """The same: the first device whose name or address this expression matches."""
+    iface_can_reach: str = ""
+    """The same: the device by which this address is reached."""
     device: str = ""
     """Name of the VXLAN device; empty: flannel.<vni>."""
     direct_routing: bool = False
@@ -91,6 +99,7 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
     if not 0 <= config.crash_log_lines <= 20:
         raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
+    _check_iface(where, config.overlay)
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
     _one_of(where, "networkPolicy", config.network_policy, ("auto", "on", "off"))
     outside = ",".join(config.overlay.non_masquerade_cidrs)
@@ -105,6 +114,20 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
             except ValueError as exc:
                 raise InputError(f"{where}: {name}: {exc}") from exc
     return config
+
+
+def _check_iface(where: str, overlay: OverlaySettings) -> None:
+    given = [name for name in ("iface", "iface_regex", "iface_can_reach") if getattr(overlay, name)]
+    if len(given) > 1:
+        raise InputError(f"{where}: overlay: set one of iface, ifaceRegex and ifaceCanReach, not several")
+    try:
+        re.compile(overlay.iface_regex)
+    except re.error as exc:
+        raise InputError(f"{where}: overlay.ifaceRegex: {exc}") from exc
+    try:
+        ipaddress.ip_address(overlay.iface_can_reach or "::")
+    except ValueError as exc:
+        raise InputError(f"{where}: overlay.ifaceCanReach: {exc}") from exc
 
 
 def _one_of(where: str, name: str, value: str, allowed: tuple[str, ...]) -> None:

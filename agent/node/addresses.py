@@ -26,7 +26,12 @@ def towards(server: str) -> str:
     """
     parts = urlsplit(server)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    family, kind, protocol, _, address = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_DGRAM)[0]
+    return towards_address(parts.hostname or "", port)
+
+
+def towards_address(host: str, port: int = 443) -> str:
+    """Our address on the route to another one, or to a name. Raises OSError as `towards` does."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])

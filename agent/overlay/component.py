@@ -45,6 +45,10 @@ T = TypeVar("T")
 
 _IDLE_SHARE = 50  # rechecks of a large cluster are spaced so that they take at most a 50th of the time
 
+_LASTING = (
+    30.0  # seconds after which a problem is for a person to see; peers that join have some for a moment
+)
+
 Annotate = Callable[[Mapping[str, str]], Awaitable[None]]
 """Writes annotations to our own Node; may raise what the API client raises, and is asked again later."""
 
@@ -91,6 +95,8 @@ class Overlay:
         self._nodes: Mapping[str, Node] | None = None
         self._wake = asyncio.Event()
         self._status, self._blocked = "waiting for the list of nodes", ""
+        self._since: dict[str, float] = {}  # when each problem of now began
+        self._told: set[str] = set()
         self._rules_checked = self._looked = float("-inf")
         self._report = report
         self._underlay_mtu = 0
@@ -190,6 +196,13 @@ class Overlay:
         if status != self._status:
             log.warning("overlay: %s", status) if status else log.info("overlay: all peers are in place")
         self._status = status
+        now = self._clock.monotonic()
+        self._since = {text: self._since.get(text, now) for text in problems}
+        self._told &= self._since.keys()
+        for text, since in self._since.items():
+            if self._report is not None and now - since >= _LASTING and text not in self._told:
+                self._told.add(text)
+                self._report("PodNetworkIncomplete", text)
 
     async def _round(self, nodes: Mapping[str, Node]) -> list[str]:
         """One comparison with the kernel, and what kept it from being complete."""

@@ -135,8 +135,8 @@ def _parse_peer(
     host = _host(node, version)
     if host == own.ip:
         raise InputError(
-            f"{WORDS[version].host}: {host} is this node's address too; set --node-ip on both to what "
-            "the other reaches (machines made by Vagrant all have 10.0.2.15)"
+            f"{WORDS[version].host}: {host} is this node's address too; set --node-ip or overlay.iface on "
+            "both to what the other reaches (machines made by Vagrant all have 10.0.2.15)"
         )
     if settings.backend == "host-gw" or (settings.direct_routing and host in own.network):
         return Peer(name, host, ranges)

@@ -206,7 +206,6 @@ def services(lab: Layout, node: Node) -> tuple[Service, ...]:
                 "--kubeconfig=/etc/kubernetes/kubelet.conf",
                 "--nodelet-config=/etc/nodelet/nodelet.yaml",
                 f"--hostname-override={node.name}",
-                f"--node-ip={node.address}",
             ),
         ),
     )

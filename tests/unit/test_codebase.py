@@ -116,7 +116,7 @@ def touched(path: Path) -> frozenset[str]:
         ({"os.fork"}, {f"{RUNTIME}/spawner.py"}),
         (
             {"os.execve", "os.execv", "os.execvp", "os.execvpe"},
-            {f"{RUNTIME}/init.py", f"{RUNTIME}/oci/bundle.py"},
+            {f"{RUNTIME}/init.py", f"{RUNTIME}/oci/bundle.py", "agent/main.py"},
         ),
         ({"os.system", "os.popen", "os.forkpty", "os.posix_spawn", "os.spawnv", "pty.fork"}, set()),
         ({"ctypes"}, {"host/syscalls.py"}),

@@ -170,13 +170,15 @@ class Bench:
 
     def __init__(self, tmp_path, node_ip="192.0.2.1", conf_dir=""):
         self.kernel, self.clock, self.annotations, self.failures = FakeKernel(), FakeClock(), {}, 0
+        self.events = []
         self.overlay = Overlay(
             node_name="node1",
             node_ips=(node_ip,),
             annotate=self.annotate,
-            settings=replace(SETTINGS, state_dir=str(tmp_path), conf_dir=conf_dir),
+            settings=replace(SETTINGS, state_dir=str(tmp_path), conf_dir=conf_dir, mtu_probe_seconds=0),
             clock=self.clock,
             kernel=self.kernel,
+            report=lambda *words: self.events.append(words),
         )
 
     async def annotate(self, values):
@@ -186,7 +188,7 @@ class Bench:
         self.annotations = dict(values)
 
     async def until(self, done):
-        deadline = time.monotonic() + 10  # the overlay works on real threads, however virtual its clock is
+        deadline = time.monotonic() + 60  # the overlay works on real threads, however virtual its clock is
         while not done():
             assert time.monotonic() < deadline, self.overlay.status
             await asyncio.to_thread(lambda: None)
@@ -230,6 +232,26 @@ async def test_deleted_device_is_back_at_the_next_recheck(bench):
     assert shown()['nodelet_overlay_changes_total{cause="nodes"}'] == 3
     assert shown()["nodelet_overlay_peers"] == 1
     assert shown()['nodelet_cni_addresses_free{range="10.244.1.0/24"}'] == 253
+
+
+async def test_a_problem_that_lasts_is_an_event_of_the_node_once(bench):
+    twin = node(2)
+    twin.metadata.annotations[peers.PUBLIC_IP] = "192.0.2.1"
+    words = (
+        f"node node2: {peers.PUBLIC_IP}: 192.0.2.1 is this node's address too; set --node-ip or "
+        "overlay.iface on both to what the other reaches (machines made by Vagrant all have 10.0.2.15)"
+    )
+    bench.overlay.update({"node1": node(1), "node2": twin})
+    await bench.until(lambda: bench.overlay.status == words)
+    assert bench.events == [], "a peer that joins may be wrong for a moment"
+    async with asyncio.timeout(60):
+        while not bench.events:  # rounds are on a thread of their own, whatever the clock says
+            await bench.clock.advance(SETTINGS.recheck_seconds)
+            await asyncio.to_thread(lambda: None)
+    assert bench.events == [("PodNetworkIncomplete", words)]
+    bench.overlay.update({"node1": node(1), "node2": node(2)})
+    await bench.until(lambda: bench.overlay.status == "")
+    assert len(bench.events) == 1
 
 
 async def test_a_change_between_two_looks_needs_no_look(bench, monkeypatch):
