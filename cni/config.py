@@ -21,11 +21,13 @@ from cni.errors import CniError
 from cni.runtimeconfig import RuntimeConfig, invalid, parse_runtime_config, parse_static_mac
 from host import rtnl
 from host.errors import InputError
-from host.rtnl import IPInterface, IPNetwork
+from host.rtnl import IPAddress, IPInterface, IPNetwork
 
 CONFLIST_NAME = "10-nodelet.conflist"
 PLUGIN_TYPE = "nodelet-cni"
 NETWORK = "nodelet"
+ALIAS = "nodelet"
+"""First word of the alias of a pod's host end."""
 STATE_DIR = "/var/lib/cni/nodelet"
 BRIDGE = "cbr0"
 HOST_LOCAL_DIR = "/var/lib/cni/networks"
@@ -194,6 +196,11 @@ def _check_requested(pod: RuntimeConfig, subnets: tuple[IPNetwork, ...]) -> None
 def gateway(subnet: IPNetwork) -> IPInterface:
     """The bridge's own address in a range: the first, which pods use as their gateway. Pure."""
     return ipaddress.ip_interface((subnet.network_address + 1, subnet.prefixlen))
+
+
+def mac_for(address: IPAddress) -> str:
+    """A locally administered MAC that follows from an address: 0a:58 and its last four bytes. Pure."""
+    return rtnl.mac_text(b"\x0a\x58" + address.packed[-4:])
 
 
 def parse_attachment(container_id: str, ifname: str) -> Attachment:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cni import bandwidth, errors, ipam, spoofguard
-from cni.config import Attachment, NetworkConfig, gateway
+from cni.config import ALIAS, Attachment, NetworkConfig, gateway, mac_for
 from cni.errors import CniError
 from host import netns, rtnl, traffic
 from host.errors import Exists, NotFound, Unsupported
@@ -34,7 +34,6 @@ from host.rtnl import IPAddress, IPInterface, Link, Route
 GUARD_PRIORITY = 1
 """Of the spoof guard among a host end's filters: asked first."""
 
-_ALIAS = "nodelet"
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _IPV6_SYSCTL = "/proc/sys/net/ipv6/conf"
 
@@ -54,11 +53,6 @@ def host_name(attachment: Attachment) -> str:
     return "veth" + hashlib.sha256(key).hexdigest()[:11]
 
 
-def mac_for(address: IPAddress) -> str:
-    """A locally administered MAC that follows from an address: 0a:58 and its last four bytes. Pure."""
-    return rtnl.mac_text(b"\x0a\x58" + address.packed[-4:])
-
-
 def pod_mac(config: NetworkConfig, addresses: Sequence[IPAddress]) -> str:
     """The MAC of a pod's interface: as it was asked for, or what follows from its first address. Pure."""
     first = next(address for subnet in config.subnets for address in addresses if address in subnet)
@@ -68,7 +62,7 @@ def pod_mac(config: NetworkConfig, addresses: Sequence[IPAddress]) -> str:
 def alias_for(attachment: Attachment, addresses: Sequence[IPInterface], pod: str = "") -> str:
     """The alias of a host end: whose it is, in one line that `ip link` shows and `leases_of` reads. Pure."""
     ips = ",".join(str(address.ip) for address in addresses)
-    return f"{_ALIAS} {attachment.container_id}/{attachment.ifname} {ips} {pod}".rstrip()
+    return f"{ALIAS} {attachment.container_id}/{attachment.ifname} {ips} {pod}".rstrip()
 
 
 def leases_of(link: Link) -> list[ipam.Lease]:
@@ -84,7 +78,7 @@ def leases_of(link: Link) -> list[ipam.Lease]:
 def owner_of(link: Link) -> Attachment | None:
     """Whose a device is by its alias, of those whose name agrees with it; None for any other. Pure."""
     words = link.alias.split(" ")
-    if len(words) < 3 or words[0] != _ALIAS:
+    if len(words) < 3 or words[0] != ALIAS:
         return None
     container_id, _, ifname = words[1].partition("/")
     owner = Attachment(container_id, ifname)

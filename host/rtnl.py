@@ -221,13 +221,16 @@ def set_link(
     mac: str | None = None,
     alias: str | None = None,
     hairpin: bool | None = None,
+    master: int = 0,
 ) -> Request:
-    """Change a device found by name; None leaves a property alone.
+    """Change a device found by name; None, or no `master` (index of a bridge), leaves a property alone.
 
     `hairpin` is that of a bridge port: whether it sends frames back out of the port they came from. `alias`
     is text for people (`ip link` shows it), at most 255 bytes.
     """
     parts = [attr(IFLA_IFNAME, name_bytes(name)), _common(mac, mtu)]
+    if master:
+        parts.append(attr(IFLA_MASTER, _U32.pack(master)))
     if alias is not None:
         parts.append(attr(IFLA_IFALIAS, alias.encode(errors="replace")[:255]))
     if hairpin is not None:

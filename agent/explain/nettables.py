@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.policy import rules as policy_rules
 from agent.policy import verdict
+from cni.config import ALIAS
 from host import processes
 from host.errors import HostError
 from host.netlink import Netlink
@@ -20,7 +21,6 @@ from host.rtnl import IPAddress, Link, Neighbour, Route
 from host.rules import iptables
 from host.rules.iptables import Family
 
-_ALIAS = "nodelet"
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _FAMILIES: tuple[Family, ...] = (4, 6)
 
@@ -85,7 +85,7 @@ class Tables:
 def pod_port(link: Link) -> PodPort | None:
     """What the alias of a pod's host end says ("nodelet SANDBOX/INTERFACE IP,IP NAMESPACE/NAME"). Pure."""
     words = link.alias.split()
-    if link.kind != "veth" or len(words) < 3 or words[0] != _ALIAS:
+    if link.kind != "veth" or len(words) < 3 or words[0] != ALIAS:
         return None
     sandbox, _, interface = words[1].partition("/")
     try:

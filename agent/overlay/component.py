@@ -298,10 +298,12 @@ class Overlay:
             problems += reached.problems
         if not grounds:
             return [], problems
-        lost = self._kernel.keep_bridge(self._settings.bridge, [cni_config.gateway(net) for net in ranges])
+        mtu = min(place.mtu for place in grounds)
+        gateways = [cni_config.gateway(net) for net in ranges]
+        lost = self._kernel.keep_bridge(self._settings.bridge, gateways, mtu=mtu)
         if lost:
             log.warning("overlay: %s had lost %s", self._settings.bridge, ", ".join(lost))
-        self._write_conflist(ranges, min(place.mtu for place in grounds))
+        self._write_conflist(ranges, mtu)
         if check_rules:
             self._ensure_rules(ranges, found)
             if grounds[0].device and grounds[0].address.version == 4:

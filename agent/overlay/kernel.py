@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from agent.overlay import sysctl
+from agent.overlay import bridge, sysctl
 from cni import firewall, vxlan
 from cni.vxlan import Arp, Device, Entries, Fdb, Op
 from host import rtnl
@@ -38,8 +38,8 @@ class Kernel(Protocol):
     def delete_device(self, name: str) -> None:
         """Remove a device; none is success."""
 
-    def keep_bridge(self, name: str, wanted: Collection[IPInterface]) -> list[str]:
-        """Give the pods' bridge, if there is one, what it has lost; what that was."""
+    def keep_bridge(self, name: str, wanted: Sequence[IPInterface], *, mtu: int) -> list[str]:
+        """Give the pods' bridge, where there are pods, what it has lost; what that was."""
 
     def entries(self, device: int, version: int) -> Entries:
         """All of one IP version that is ours: everything permanent on its device, and our routes."""
@@ -109,19 +109,9 @@ class NetlinkKernel:
         """See Kernel."""
         self._netlink.execute(rtnl.delete_link(name), ignore=(NotFound,))
 
-    def keep_bridge(self, name: str, wanted: Collection[IPInterface]) -> list[str]:
+    def keep_bridge(self, name: str, wanted: Sequence[IPInterface], *, mtu: int) -> list[str]:
         """See Kernel."""
-        bridge = self._netlink.find_link(name)
-        if bridge is None or bridge.kind != "bridge":
-            return []  # made with the first pod; CNI's STATUS tells of one that is something else
-        present = {found.address for found in self._netlink.addresses(bridge.index)}
-        lost = [address for address in wanted if address not in present]
-        requests = [rtnl.address(bridge.index, address) for address in lost]
-        if not bridge.up:
-            requests.insert(0, rtnl.set_link(name, up=True))
-        if requests:
-            self._netlink.execute(*requests, ignore=(Exists,))
-        return [*map(str, lost), *([] if bridge.up else ["up"])]
+        return bridge.keep(self._netlink, name, wanted, mtu=mtu)
 
     def entries(self, device: int, version: int) -> Entries:
         """See Kernel."""

@@ -43,7 +43,7 @@ class FakeKernel:
             self.device = None
             self.tables = Entries()  # the kernel drops all entries of a device along with it
 
-    def keep_bridge(self, name, wanted):
+    def keep_bridge(self, name, wanted, *, mtu):
         return []
 
     def entries(self, device, version):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lan import POD_NETWORKS, Lan, Machine
 
-from agent.api.structs import Node, NodeSpec, ObjectMeta
+from agent.api.structs import Node, NodeSpec, NodeStatus, ObjectMeta
 from agent.overlay.component import Overlay
 from agent.overlay.kernel import NetlinkKernel
 from agent.overlay.settings import OverlaySettings
@@ -24,12 +24,15 @@ class Cluster:
         self.lan, self.directory, self.settings = lan, directory, settings
         self.annotations: dict[str, dict[str, str]] = {}
         self.left: set[str] = set()
+        self.foreign: dict[str, NodeStatus] = {}
+        """Status of nodes that write no annotations: what others know of them is in it."""
 
     def nodes(self) -> dict[str, Node]:
         return {
             machine.name: Node(
                 metadata=ObjectMeta(name=machine.name, annotations=self.annotations.get(machine.name, {})),
                 spec=NodeSpec(pod_cidr=machine.pod_cidrs[0], pod_cidrs=machine.pod_cidrs),
+                status=self.foreign.get(machine.name, NodeStatus()),
             )
             for machine in self.lan.nodes
             if machine.name not in self.left

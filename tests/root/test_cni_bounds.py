@@ -14,8 +14,8 @@ from cnikit import call
 from lan import Lan, Machine, ping, udp_source
 
 from cni.bandwidth import shaper_name
-from cni.config import Attachment
-from cni.wiring import host_name, mac_for
+from cni.config import Attachment, mac_for
+from cni.wiring import host_name
 from host import netns, processes, rtnl
 from host.netlink import Netlink
 

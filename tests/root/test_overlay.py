@@ -11,6 +11,7 @@ import pytest
 from lan import Lan, ping, udp_source
 from overlays import Cluster, routes
 
+from agent.api.structs import NodeAddress, NodeStatus
 from agent.overlay.mtu import IcmpEcho, find_narrow
 from agent.overlay.reset import reset
 from agent.overlay.settings import OverlaySettings
@@ -59,6 +60,21 @@ def test_direct_routes(lan: Lan, tmp_path: Path, backend: str) -> None:
     ]
 
 
+def test_nodes_that_write_no_annotations_are_reached_by_plain_routes(lan: Lan, tmp_path: Path) -> None:
+    """kindnet's nodes (row A02): a route to every node's podCIDR by its InternalIP, and nothing announced."""
+    one, two = lan.nodes
+    internal = NodeStatus(addresses=(NodeAddress(type="InternalIP", address=two.ip),))
+    cluster = Cluster(lan, tmp_path, backend="host-gw", masquerade_to_nodes=True)
+    cluster.foreign[two.name] = internal
+    assert one.run(lambda: asyncio.run(cluster._once(one))) == ""
+    two.run(lambda: processes.run(f"ip route add {one.pod_cidr} via {one.ip}".split()))
+    pod1, ip1 = one.add_pod("p1")
+    pod2, ip2 = two.add_pod("p2")
+    assert ping(pod1, ip2) and ping(pod2, ip1)
+    assert udp_source(pod1, pod2, ip2) == ip1
+    assert [(str(r.destination), str(r.gateway)) for r in one.run(routes)] == [(two.pod_cidr, two.ip)]
+
+
 def test_deleted_device_comes_back_with_its_mac(lan: Lan, tmp_path: Path) -> None:
     cluster = Cluster(lan, tmp_path)
     cluster.sync()
@@ -74,18 +90,38 @@ def test_deleted_device_comes_back_with_its_mac(lan: Lan, tmp_path: Path) -> Non
     assert ping(pod1, ip2)
 
 
-@pytest.mark.parametrize("spoil", ["ip addr flush dev cbr0", "ip link set cbr0 down"])
+@pytest.mark.parametrize(
+    "spoil",
+    ["ip addr flush dev cbr0", "ip link set cbr0 down", "ip link set PORT nomaster", "ip link del cbr0"],
+)
 def test_the_pods_bridge_gets_back_what_it_lost(lan: Lan, tmp_path: Path, spoil: str) -> None:
     cluster = Cluster(lan, tmp_path)
     cluster.sync()
     one, two = lan.nodes
-    pod1, _ = one.add_pod("p1")
+    pod1, ip1 = one.add_pod("p1")
     _, ip2 = two.add_pod("p2")
     assert ping(pod1, ip2)
-    one.run(lambda: processes.run(spoil.split()))
-    assert not ping(pod1, ip2, timeout=0.2)
-    assert cluster.sync(1) == []
+    with Netlink(one.netns) as netlink:
+        (port,) = (link for link in netlink.links() if link.kind == "veth" and link.master)
+        before = netlink.get_link("cbr0")
+        one.run(lambda: processes.run(spoil.replace("PORT", port.name).split()))
+        assert not ping(pod1, ip2, timeout=0.2)
+        assert cluster.sync(1) == []
+        after, mended = netlink.get_link("cbr0"), netlink.get_link(port.name)
+    assert (after.mac, after.mtu, mended.master, mended.hairpin) == (
+        before.mac,
+        before.mtu,
+        after.index,
+        True,
+    )
     assert ping(pod1, ip2)
+    assert ping(two.netns, ip1)
+
+
+def test_a_node_without_pods_gets_no_bridge_from_the_overlay(lan: Lan, tmp_path: Path) -> None:
+    Cluster(lan, tmp_path).sync()
+    with Netlink(lan.nodes[0].netns) as netlink:
+        assert netlink.find_link("cbr0") is None
 
 
 def test_node_that_leaves_takes_its_entries_along(lan: Lan, tmp_path: Path) -> None:
