@@ -24,18 +24,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.api.structs import Node
-from agent.overlay import ground, peers, sysctl, yielding
+from agent.overlay import ground, offload, peers, sysctl, yielding
 from agent.overlay.ground import Ground
 from agent.overlay.kernel import Kernel, NetlinkKernel
 from agent.overlay.metrics import OverlayMetrics
-from agent.overlay.mtu import IcmpEcho, find_narrow
+from agent.overlay.mtu import SMALL, IcmpEcho, find_narrow
+from agent.overlay.offload import tunnels
 from agent.overlay.settings import OverlaySettings
 from agent.overlay.table import Table
 from agent.server.exposition import Family
 from cni import config as cni_config
 from cni import firewall, hostports
 from cni.vxlan import Peer
-from host import files
+from host import ethtool, files
 from host.clocks import Clock, SystemClock, sleep_unless
 from host.errors import HostError, InputError, NotFound
 from host.rtnl import IPAddress, IPNetwork
@@ -101,6 +102,7 @@ class Overlay:
         self._report = report
         self._underlay_mtu = 0
         self._hosts: dict[str, IPAddress] = {}
+        self._tunnels: list[IPAddress] = []
         self._ranges: tuple[IPNetwork, ...] = ()
         self._peers_known = asyncio.Event()
         self._nodes_changed, self._repairing = True, False
@@ -177,14 +179,30 @@ class Overlay:
             try:
                 with IcmpEcho() as echo:
                     narrow = await find_narrow(dict(self._hosts), self._underlay_mtu, echo)
+                    await self._mend_checksums(report, echo)
             except HostError as exc:
-                log.info("overlay: path MTU is not checked: %s", exc)
+                log.info("overlay: paths to peers are not checked: %s", exc)
                 return
             for name in narrow.keys() - known:
                 log.warning("overlay: %s", narrow[name])
                 report("PathMTUTooSmall", narrow[name])
             known = set(narrow)
             await self._clock.sleep(self._settings.mtu_probe_seconds)
+
+    async def _mend_checksums(self, report: Report, echo: IcmpEcho) -> None:
+        """Look whether the tunnel device's offload does what it says. Raises HostError."""
+        name = self._settings.device_of(4)
+        if not self._tunnels or not await asyncio.to_thread(ethtool.transmit_checksums, name):
+            return
+        if await offload.mend(
+            self._tunnels,
+            echo=lambda host: echo(host, SMALL),
+            datagram=offload.datagram,
+            offload=lambda on: ethtool.set_transmit_checksums(name, on),
+        ):
+            text = f"checksums of {name} arrived wrong at peers: its tx-checksum offload is off now"
+            log.warning("overlay: %s", text)
+            report("ChecksumOffloadBroken", text)
 
     async def _wait(self, seconds: float) -> None:
         """Until an update wakes us or so much time has passed."""
@@ -309,6 +327,7 @@ class Overlay:
             if grounds[0].device and grounds[0].address.version == 4:
                 self._allow_two_ways(grounds[0].underlay.name)
         self._hosts = {peer.name: peer.host for peer in reversed(found)}
+        self._tunnels = tunnels(found)
         self._metrics.peers = len(self._hosts)
         return grounds, problems
 

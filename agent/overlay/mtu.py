@@ -23,7 +23,8 @@ from host.rtnl import IPAddress
 Echo = Callable[[IPAddress, int], Awaitable[bool]]
 """Whether an unfragmented IP packet of that many bytes is answered."""
 
-_SMALL = 64
+SMALL = 64
+"""Bytes of a packet that no path is too narrow for."""
 _HEADERS = 28  # IPv4 20, ICMP 8
 _ANSWER_SECONDS = 1.0
 _PARALLEL = 16
@@ -50,9 +51,7 @@ async def find_narrow(peers: Mapping[str, IPAddress], mtu: int, echo: Echo) -> d
 
     async def is_narrow(host: IPAddress) -> bool:
         async with limit:
-            return (
-                await answers(host, _SMALL) and not await answers(host, mtu) and await answers(host, _SMALL)
-            )
+            return await answers(host, SMALL) and not await answers(host, mtu) and await answers(host, SMALL)
 
     names = [name for name in sorted(peers) if peers[name].version == 4]
     narrow = await asyncio.gather(*(is_narrow(peers[name]) for name in names))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +14,14 @@ from lan import Lan, ping, udp_source
 from overlays import Cluster, routes
 
 from agent.api.structs import NodeAddress, NodeStatus
-from agent.overlay.mtu import IcmpEcho, find_narrow
+from agent.overlay import offload
+from agent.overlay.mtu import SMALL, IcmpEcho, find_narrow
 from agent.overlay.reset import reset
 from agent.overlay.settings import OverlaySettings
 from agent.policy.rules import TABLE
 from cni import vxlan
-from host import netns, processes, rtnl
+from host import ethtool, netns, processes, rtnl
+from host.errors import NotFound
 from host.netlink import Netlink
 from host.rules import nft
 
@@ -218,6 +222,50 @@ def test_narrow_path_is_noticed(new_netns: Callable[[str], Path], tmp_path: Path
             return await find_narrow(peers, 1500, echo)
 
     assert list(one.run(lambda: asyncio.run(probe()))) == [narrow.name]
+
+
+def drop_unfinished_checksums(source: str, target: str) -> str:
+    """A rule that drops our datagrams in VXLAN whose inner checksum covers the pseudo header alone.
+
+    That is what leaves a device that was told to finish checksums and does not (RFC 768, skbuff.h).
+    """
+    length = 8 + len(offload.MESSAGE)
+    pseudo = b"".join(ipaddress.ip_address(text).packed for text in (source, target))
+    pseudo += struct.pack("!BBH", 0, socket.IPPROTO_UDP, length)
+    total = sum(struct.unpack("!6H", pseudo))
+    unfinished = (total & 0xFFFF) + (total >> 16)
+    inner = (8 + 8 + 14 + 20 + 6) * 8  # bits: UDP, VXLAN, Ethernet, IPv4, and where UDP has its checksum
+    return f"udp dport 8472 @th,{inner},16 {unfinished:#06x} counter drop"
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_checksum_offload_that_lies_is_turned_off(lan: Lan, tmp_path: Path, broken: bool) -> None:
+    assert Cluster(lan, tmp_path).sync() == []
+    one, two = lan.nodes
+    source, target = "10.244.1.0", "10.244.2.0"
+    rule = drop_unfinished_checksums(source, target) if broken else "counter"
+    hook = "type filter hook prerouting priority -400"
+    table = f"table ip broken {{\n chain c {{\n {hook};\n {rule}\n }}\n}}\n"
+    two.run(lambda: processes.run(["nft", "-f", "-"], input=table.encode()))
+
+    async def look() -> bool:
+        with IcmpEcho() as echo:
+            return await offload.mend(
+                [ipaddress.ip_address(target)],
+                echo=lambda host: echo(host, SMALL),
+                datagram=offload.datagram,
+                offload=lambda on: ethtool.set_transmit_checksums("flannel.1", on),
+            )
+
+    assert one.run(lambda: ethtool.transmit_checksums("flannel.1")) is True
+    assert one.run(lambda: asyncio.run(look())) is broken
+    assert one.run(lambda: ethtool.transmit_checksums("flannel.1")) is not broken
+    assert one.run(lambda: asyncio.run(look())) is False, "datagrams arrive"
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(NotFound, match="ask no-such-device for its checksum offload"):
+        ethtool.transmit_checksums("no-such-device")
 
 
 def test_reset_leaves_the_node_as_it_was(lan: Lan, tmp_path: Path) -> None:
