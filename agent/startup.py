@@ -102,13 +102,15 @@ def overlay_settings(settings: Settings, *, ips: Sequence[str] = ()) -> OverlayS
     """The overlay's part of NodeletConfiguration; a node without an API has no peers and needs no tunnel."""
     own = settings.nodelet
     alone = settings.options.standalone
-    backend = "host-gw" if alone and own.overlay.backend == "vxlan" else own.overlay.backend
+    tunnels = own.overlay.backend in ("vxlan", "wireguard")
+    backend = "host-gw" if alone and tunnels else own.overlay.backend
     # With no route to anywhere the underlay is lo, whose MTU no veth can have.
     offline = alone and any(ipaddress.ip_address(ip).is_loopback for ip in ips[:1])
     return OverlaySettings(
         backend=backend,  # type: ignore[arg-type]  # checked by agent.config.nodelet
         vni=own.overlay.vni,
         port=own.overlay.port,
+        wireguard_port=own.overlay.wireguard_port,
         device=own.overlay.device,
         direct_routing=own.overlay.direct_routing,
         mtu=own.overlay.mtu or (LONE_MTU if offline else 0),

@@ -18,6 +18,9 @@ moves from one peer to another is never without a way.
 With IPv6 a node has a second device, flannel-v6.1: IPv6 pods over IPv6, as IPv4 pods over IPv4. Each IP
 version is planned by itself.
 
+With WireGuard a peer is one entry of the device, its key with its address and ranges, and a route without a
+gateway; the kernel knows by the ranges which peer a packet is for. Set first, and removed last, as above.
+
 Everything here is pure. Not for: reading Nodes (agent.overlay.peers) and talking to the kernel.
 """
 
@@ -29,8 +32,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from host import rtnl
+from host.errors import InputError
 from host.nlmsg import Request
 from host.rtnl import IPAddress, IPInterface, IPNetwork, Link, Route
+from host.wireguard import Tunnel
 
 ROUTE_PROTOCOL = 110
 """Marks routes as ours (`ip route show proto 110`); not taken in /etc/iproute2/rt_protos."""
@@ -62,7 +67,8 @@ class Peer:
     name: str
     host: IPAddress  # its address in the underlay
     subnets: tuple[IPNetwork, ...]
-    mac: str = ""  # of its VXLAN device; '' to reach it by plain routes
+    mac: str = ""  # of its VXLAN device; '' to reach it otherwise
+    key: str = ""  # of its WireGuard device; neither: by plain routes
 
 
 @dataclass(frozen=True)
@@ -86,26 +92,28 @@ class Entries:
     arps: frozenset[Arp] = frozenset()
     fdbs: frozenset[Fdb] = frozenset()
     routes: frozenset[Route] = frozenset()
+    tunnels: frozenset[Tunnel] = frozenset()
 
 
 @dataclass(frozen=True)
 class Op:
     """One step: set an entry (replacing one in its place), or remove it."""
 
-    entry: Arp | Fdb | Route
+    entry: Arp | Fdb | Route | Tunnel
     remove: bool = False
 
 
 def desired(
-    peers: Iterable[Peer], *, device: int, underlay: int, own: Iterable[IPNetwork] = ()
+    peers: Iterable[Peer], *, device: int, underlay: int, own: Iterable[IPNetwork] = (), port: int = 0
 ) -> tuple[Entries, list[str]]:
     """The entries for these peers, and what is wrong with those that are left out.
 
     Args:
         peers: in any order; of two that claim the same range or MAC the first by name has it.
-        device: index of the VXLAN device (0 where all peers are reached by plain routes).
+        device: index of the tunnel device (0 where all peers are reached by plain routes).
         underlay: index of the device that the nodes' own network is on.
         own: this node's pod ranges, which no peer can have.
+        port: UDP port of WireGuard, the same on all nodes.
     """
     ranges = _Ranges()
     for net in own:
@@ -113,6 +121,7 @@ def desired(
     arps: dict[IPAddress, Arp] = {}
     fdbs: dict[str, Fdb] = {}
     routes: dict[IPNetwork, Route] = {}
+    tunnels: dict[str, Tunnel] = {}
     problems = []
     for peer in sorted(peers, key=lambda peer: peer.name):
         taken = [net for net in peer.subnets if ranges.overlap(net)]
@@ -122,17 +131,31 @@ def desired(
         if peer.mac and peer.mac in fdbs:
             problems.append(f"node {peer.name}: VXLAN device has the MAC {peer.mac} of another node")
             continue
+        if peer.key and peer.key in tunnels:
+            problems.append(f"node {peer.name}: WireGuard device has the key {peer.key} of another node")
+            continue
         if peer.mac:
             fdbs[peer.mac] = Fdb(peer.mac, peer.host)
+        if peer.key:
+            ranges_of = tuple(sorted(peer.subnets, key=str))
+            tunnels[peer.key] = Tunnel(peer.key, peer.host, port, ranges_of)
         for net in peer.subnets:
             ranges.add(net)
             if peer.mac:
                 gateway = net.network_address
                 arps[gateway] = Arp(gateway, peer.mac)
                 routes[net] = Route(net, device, gateway, ROUTE_PROTOCOL, True)
+            elif peer.key:
+                routes[net] = Route(net, device, None, ROUTE_PROTOCOL, False)
             else:
                 routes[net] = Route(net, underlay, peer.host, ROUTE_PROTOCOL, False)
-    return Entries(frozenset(arps.values()), frozenset(fdbs.values()), frozenset(routes.values())), problems
+    made = Entries(
+        frozenset(arps.values()),
+        frozenset(fdbs.values()),
+        frozenset(routes.values()),
+        frozenset(tunnels.values()),
+    )
+    return made, problems
 
 
 def plan(wanted: Entries, actual: Entries) -> list[Op]:
@@ -140,22 +163,31 @@ def plan(wanted: Entries, actual: Entries) -> list[Op]:
     sets = [
         *(Op(arp) for arp in sorted(wanted.arps - actual.arps)),
         *(Op(fdb) for fdb in sorted(wanted.fdbs - actual.fdbs)),
+        *(Op(tunnel) for tunnel in _by_key(wanted.tunnels - actual.tunnels)),
         *(Op(route) for route in _sorted(wanted.routes - actual.routes)),
     ]
     # Setting an entry replaces the one with the same key: removing that one afterwards would hit the new one.
     destinations = {route.destination for route in wanted.routes}
     macs, addresses = {fdb.mac for fdb in wanted.fdbs}, {arp.address for arp in wanted.arps}
-    removes: list[Arp | Fdb | Route] = [
+    keys = {tunnel.key for tunnel in wanted.tunnels}
+    removes: list[Arp | Fdb | Route | Tunnel] = [
         *(r for r in _sorted(actual.routes - wanted.routes) if r.destination not in destinations),
         *(fdb for fdb in sorted(actual.fdbs - wanted.fdbs) if fdb.mac not in macs),
         *(arp for arp in sorted(actual.arps - wanted.arps) if arp.address not in addresses),
+        *(tunnel for tunnel in _by_key(actual.tunnels - wanted.tunnels) if tunnel.key not in keys),
     ]
     return sets + [Op(entry, remove=True) for entry in removes]
 
 
 def request(op: Op, *, device: int) -> Request:
-    """The kernel request of one step; neighbours and FDB entries are those of `device`."""
+    """The rtnetlink request of one step; neighbours and FDB entries are those of `device`.
+
+    Raises:
+        InputError: a tunnel of WireGuard, which is set by another kind of message.
+    """
     entry = op.entry
+    if isinstance(entry, Tunnel):
+        raise InputError(f"the peer {entry.key} is no entry of rtnetlink")
     if isinstance(entry, Arp):
         return rtnl.neighbour(device, entry.address, entry.mac, remove=op.remove)
     if isinstance(entry, Fdb):
@@ -212,6 +244,10 @@ class _Ranges:
         """The range itself and all that contain it, as (IP version, prefix length, prefix bits)."""
         bits = int(net.network_address) >> (net.max_prefixlen - net.prefixlen)
         return [(net.version, net.prefixlen - up, bits >> up) for up in range(net.prefixlen + 1)]
+
+
+def _by_key(tunnels: Iterable[Tunnel]) -> list[Tunnel]:
+    return sorted(tunnels, key=lambda tunnel: tunnel.key)
 
 
 def _sorted(routes: Iterable[Route]) -> list[Route]:

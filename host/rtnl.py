@@ -213,6 +213,16 @@ def add_vxlan(
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add vxlan {name}")
 
 
+def add_wireguard(name: str, *, mtu: int) -> Request:
+    """A WireGuard device, down, without a key."""
+    body = link_body(
+        attr(IFLA_IFNAME, name_bytes(name)),
+        _common(None, mtu),
+        nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"wireguard")),
+    )
+    return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add wireguard {name}")
+
+
 def set_link(
     name: str,
     *,

@@ -27,7 +27,7 @@ class OverlaySettings(Section, frozen=True, kw_only=True):
     """How pods of two nodes reach each other."""
 
     backend: str = "vxlan"
-    """vxlan, host-gw, or none (somebody else's CNI plugin does it)."""
+    """vxlan, wireguard, host-gw, or none (somebody else's CNI plugin does it)."""
     vni: int = 1
     port: int = 8472
     """UDP port of VXLAN; 8472 is what the Linux kernel and flannel use, 4789 is IANA's."""
@@ -39,11 +39,13 @@ class OverlaySettings(Section, frozen=True, kw_only=True):
     iface_can_reach: str = ""
     """The same: the device by which this address is reached."""
     device: str = ""
-    """Name of the VXLAN device; empty: flannel.<vni>."""
+    """Name of the tunnel device; empty: flannel.<vni>, or flannel-wg."""
+    wireguard_port: int = 51820
+    """UDP port of WireGuard; with IPv6 pods the next one too."""
     direct_routing: bool = False
     """With vxlan: plain routes to nodes of our own subnet, as flannel's DirectRouting; else tunnels."""
     mtu: int = 0
-    """MTU of pods; 0: the underlay's, less the 50 bytes of VXLAN (70 where pods have IPv6)."""
+    """MTU of pods; 0: the underlay's, less VXLAN's 50 bytes (70 where pods have IPv6), or WireGuard's 80."""
     masquerade: bool = True
     """Hide pod addresses behind the node's outside of the cluster network."""
     non_masquerade_cidrs: tuple[str, ...] = msgspec.field(default=(), name="nonMasqueradeCIDRs")
@@ -98,7 +100,7 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
         raise InputError(f"{where}: expected apiVersion {API_VERSION}, kind {KIND}")
     if not 0 <= config.crash_log_lines <= 20:
         raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
-    _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "host-gw", "none"))
+    _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "wireguard", "host-gw", "none"))
     _check_iface(where, config.overlay)
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))
     _one_of(where, "networkPolicy", config.network_policy, ("auto", "on", "off"))

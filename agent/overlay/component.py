@@ -255,7 +255,7 @@ class Overlay:
             if self._hosts:
                 self._peers_known.set()
             wanted = peers.own_annotations(
-                self._settings, [(ground.address.ip, ground.mac) for ground in grounds]
+                self._settings, [(ground.address.ip, ground.mac, ground.key) for ground in grounds]
             )
             if any(node.metadata.annotations.get(key) != value for key, value in wanted.items()):
                 await self._annotate(wanted)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.api.structs import Node
-from agent.overlay import mac
-from agent.overlay.kernel import Kernel
+from agent.overlay import key, mac
+from agent.overlay.kernel import Kernel, WireGuardDevice
 from agent.overlay.settings import OverlaySettings
 from cni import vxlan
 from cni.vxlan import Device, Entries
@@ -18,6 +18,7 @@ from host.errors import InputError
 from host.rtnl import IPAddress, IPInterface, IPNetwork, Link
 
 log = logging.getLogger(__name__)
+_WIREGUARD_OVERHEAD = 80  # IPv6 40, UDP 8, WireGuard 32; flannel takes it for IPv4 as well
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Ground:
     device: int
     mac: str
     mtu: int
+    key: str = ""  # public one of a WireGuard device
 
 
 def prepare(
@@ -63,6 +65,8 @@ def prepare(
     if settings.backend == "host-gw":
         kernel.delete_device(name)
         return Ground(underlay, address, 0, "", settings.mtu or underlay.mtu)
+    if settings.backend == "wireguard":
+        return _wireguard(kernel, settings, underlay, address, own)
     there = kernel.find_link(name)
     wanted = Device(
         name=name,
@@ -83,6 +87,23 @@ def prepare(
     if reason:
         log.warning("overlay: replaced %s: %s", wanted.name, reason)
     return Ground(underlay, address, link.index, wanted.mac, wanted.mtu)
+
+
+def _wireguard(
+    kernel: Kernel, settings: OverlaySettings, underlay: Link, address: IPInterface, own: IPNetwork
+) -> Ground:
+    name = settings.device_of(own.version)
+    private = key.keep(Path(settings.state_dir) / f"{name}.key")
+    mtu = settings.mtu or underlay.mtu - _WIREGUARD_OVERHEAD
+    wanted = WireGuardDevice(
+        name=name,
+        port=settings.wireguard_port_of(own.version),
+        private=private,
+        public=key.public(private),
+        mtu=mtu,
+        address=ipaddress.ip_interface(own.network_address),
+    )
+    return Ground(underlay, address, kernel.ensure_wireguard(wanted).index, "", mtu, wanted.public)
 
 
 def clear(kernel: Kernel, settings: OverlaySettings, version: int) -> None:

@@ -9,18 +9,34 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol
 
 from agent.overlay import bridge, sysctl
 from cni import firewall, vxlan
 from cni.vxlan import Arp, Device, Entries, Fdb, Op
-from host import rtnl
-from host.errors import Exists, NotFound, from_errno
+from host import rtnl, wireguard
+from host.errors import Exists, HostError, NotFound, Unsupported, from_errno
 from host.netlink import Netlink
 from host.rtnl import IPAddress, IPInterface, Link
+from host.wireguard import Tunnel, WireGuard
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_NO_WIREGUARD = "this kernel has no WireGuard (modprobe wireguard); set overlay.backend to vxlan"
 _BATCH = 64  # requests in one system call; their answers must fit the socket's receive buffer
+
+
+@dataclass(frozen=True)
+class WireGuardDevice:
+    """The WireGuard device as it shall be."""
+
+    name: str
+    port: int
+    private: bytes = field(repr=False)
+    public: str  # the key that belongs to it, in base64
+    mtu: int
+    address: IPInterface  # the first address of the node's pod range, as a single address
 
 
 class Kernel(Protocol):
@@ -34,6 +50,9 @@ class Kernel(Protocol):
 
     def ensure_device(self, wanted: Device) -> tuple[Link, str]:
         """The VXLAN device, up and as wanted; and why an older one had to be replaced ('' if not)."""
+
+    def ensure_wireguard(self, wanted: WireGuardDevice) -> Link:
+        """The WireGuard device, up and as wanted. Raises Unsupported: this kernel has none."""
 
     def delete_device(self, name: str) -> None:
         """Remove a device; none is success."""
@@ -56,10 +75,14 @@ class NetlinkKernel:
 
     def __init__(self) -> None:
         self._netlink = Netlink()
+        self._wireguard: WireGuard | None = None  # where there is such a device
+        self._wireguard_names: dict[int, str] = {}
 
     def close(self) -> None:
         """Give up the netlink socket."""
         self._netlink.close()
+        if self._wireguard is not None:
+            self._wireguard.close()
 
     def underlay(self, host: IPAddress) -> tuple[Link, IPInterface]:
         """See Kernel."""
@@ -97,13 +120,41 @@ class NetlinkKernel:
         if not link.up or link.mac != wanted.mac or link.mtu != wanted.mtu:
             self._netlink.execute(rtnl.set_link(wanted.name, up=True, mac=wanted.mac, mtu=wanted.mtu))
             link = self._netlink.get_link(wanted.name)
-        listed = self._netlink.addresses(link.index, family=_FAMILIES[wanted.address.version])
+        self._keep_address(link, wanted.address)
+        return link, reason
+
+    def _keep_address(self, link: Link, wanted: IPInterface) -> None:
+        """This address of its IP version, and no other."""
+        listed = self._netlink.addresses(link.index, family=_FAMILIES[wanted.version])
         present = {found.address for found in listed}
-        requests = [rtnl.address(link.index, old, remove=True) for old in present - {wanted.address}]
-        requests += [rtnl.address(link.index, new) for new in {wanted.address} - present]
+        requests = [rtnl.address(link.index, old, remove=True) for old in present - {wanted}]
+        requests += [rtnl.address(link.index, new) for new in {wanted} - present]
         if requests:
             self._netlink.execute(*requests, ignore=(Exists, NotFound))
-        return link, reason
+
+    def ensure_wireguard(self, wanted: WireGuardDevice) -> Link:
+        """See Kernel."""
+        name = wanted.name
+        link = self._netlink.find_link(name)
+        if link is not None and link.kind != wireguard.KIND:
+            self.delete_device(name)
+            link = None
+        if link is None:
+            try:
+                self._netlink.execute(rtnl.add_wireguard(name, mtu=wanted.mtu))
+            except Unsupported as exc:
+                raise Unsupported(exc.errno or errno.EOPNOTSUPP, exc.what, _NO_WIREGUARD) from exc
+            link = self._netlink.get_link(name)
+        self._wireguard = self._wireguard or WireGuard()
+        facts = self._wireguard.facts(name)
+        if (facts.key, facts.port) != (wanted.public, wanted.port):
+            self._wireguard.set_key(name, wanted.private, wanted.port)
+        if not link.up or link.mtu != wanted.mtu:
+            self._netlink.execute(rtnl.set_link(name, up=True, mtu=wanted.mtu))
+            link = self._netlink.get_link(name)
+        self._keep_address(link, wanted.address)
+        self._wireguard_names = {**self._wireguard_names, link.index: name}
+        return link
 
     def delete_device(self, name: str) -> None:
         """See Kernel."""
@@ -123,6 +174,9 @@ class NetlinkKernel:
         )
         if not device:
             return Entries(routes=routes)
+        if self._wireguard is not None and device in self._wireguard_names:
+            facts = self._wireguard.facts(self._wireguard_names[device])
+            return Entries(routes=routes, tunnels=facts.tunnels)
         arps = frozenset(
             Arp(entry.address, entry.mac)
             for entry in self._netlink.neighbours(device)
@@ -137,6 +191,24 @@ class NetlinkKernel:
 
     def apply(self, ops: Sequence[Op], *, device: int) -> list[str]:
         """See Kernel."""
+        failures = []
+        for of_wireguard, group in groupby(ops, key=lambda op: isinstance(op.entry, Tunnel)):
+            apply = self._apply_tunnels if of_wireguard else self._apply_entries
+            failures += apply(list(group), device)
+        return failures
+
+    def _apply_tunnels(self, ops: Sequence[Op], device: int) -> list[str]:
+        if self._wireguard is None:
+            return []
+        try:
+            for remove, group in groupby(ops, key=lambda op: op.remove):
+                peers = [op.entry for op in group if isinstance(op.entry, Tunnel)]
+                self._wireguard.set_tunnels(self._wireguard_names[device], peers, remove=remove)
+        except HostError as exc:
+            return [str(exc)]
+        return []
+
+    def _apply_entries(self, ops: Sequence[Op], device: int) -> list[str]:
         failures = []
         for start in range(0, len(ops), _BATCH):
             part = ops[start : start + _BATCH]

@@ -14,6 +14,7 @@ import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agent.api.structs import Node
 from agent.overlay.settings import OverlaySettings
@@ -21,6 +22,7 @@ from cni.vxlan import Peer
 from host import rtnl
 from host.errors import InputError
 from host.rtnl import IPAddress, IPInterface, IPNetwork
+from host.wireguard import key_bytes
 
 PREFIX = "flannel.alpha.coreos.com/"
 BACKEND_DATA, BACKEND_TYPE = PREFIX + "backend-data", PREFIX + "backend-type"
@@ -53,16 +55,20 @@ WORDS = {
 """By IP version."""
 
 
-def own_annotations(settings: OverlaySettings, places: Iterable[tuple[IPAddress, str]]) -> dict[str, str]:
+def own_annotations(
+    settings: OverlaySettings, places: Iterable[tuple[IPAddress, str, str]]
+) -> dict[str, str]:
     """What this node tells its peers about itself.
 
     Args:
         settings: of the overlay.
-        places: for each IP version this node has pods of: its address, its VXLAN device's MAC ('': none).
+        places: for each IP version this node has pods of: its address, its VXLAN device's MAC ('': none), its
+            WireGuard device's public key ('': none).
     """
     told = {BACKEND_TYPE: settings.backend, SUBNET_MANAGER: "true"}
-    for host, mac in places:
-        data = {"VNI": settings.vni, "VtepMAC": mac} if mac else None
+    for host, mac, key in places:
+        data: dict[str, object] | None = {"VNI": settings.vni, "VtepMAC": mac} if mac else None
+        data = {"PublicKey": key} if key else data
         told[WORDS[host.version].data] = json.dumps(data, separators=(",", ":"))
         told[WORDS[host.version].host] = str(host)
     return told
@@ -138,6 +144,8 @@ def _parse_peer(
             f"{WORDS[version].host}: {host} is this node's address too; set --node-ip or overlay.iface on "
             "both to what the other reaches (machines made by Vagrant all have 10.0.2.15)"
         )
+    if settings.backend == "wireguard":
+        return Peer(name, host, ranges, key=_public_key(node, version))
     if settings.backend == "host-gw" or (settings.direct_routing and host in own.network):
         return Peer(name, host, ranges)
     return Peer(name, host, ranges, _vtep_mac(node, settings.vni, version))
@@ -160,19 +168,32 @@ def _host(node: Node, version: int) -> IPAddress:
     return host
 
 
-def _vtep_mac(node: Node, vni: int, version: int) -> str:
+def _backend_data(node: Node, version: int, *, kind: str, device: str, field: str) -> dict[str, Any]:
+    """What a node of the same back end tells of its device: an object with this field, a string."""
     annotations, key = node.metadata.annotations, WORDS[version].data
-    kind, text = annotations.get(BACKEND_TYPE, ""), annotations.get(key, "")
-    if not kind and not text:
-        raise InputError("has not announced a VXLAN device yet")
-    if kind != "vxlan":
-        raise InputError(f"{BACKEND_TYPE}: {kind[:40]!r} is not vxlan, as on this node")
+    theirs, text = annotations.get(BACKEND_TYPE, ""), annotations.get(key, "")
+    if not theirs and not text:
+        raise InputError(f"has not announced a {device} device yet")
+    if theirs != kind:
+        raise InputError(f"{BACKEND_TYPE}: {theirs[:40]!r} is not {kind}, as on this node")
     try:
         data = json.loads(text) if len(text) <= _MAX_BACKEND_DATA else None
     except (ValueError, RecursionError):
         data = None
-    if not isinstance(data, dict) or not isinstance(data.get("VtepMAC"), str):
-        raise InputError(f"{key}: {text[:60]!r} has no VtepMAC")
+    if not isinstance(data, dict) or not isinstance(data.get(field), str):
+        raise InputError(f"{key}: {text[:60]!r} has no {field}")
+    return data
+
+
+def _public_key(node: Node, version: int) -> str:
+    found = _backend_data(node, version, kind="wireguard", device="WireGuard", field="PublicKey")
+    key_bytes(found["PublicKey"])
+    return str(found["PublicKey"])
+
+
+def _vtep_mac(node: Node, vni: int, version: int) -> str:
+    key = WORDS[version].data
+    data = _backend_data(node, version, kind="vxlan", device="VXLAN", field="VtepMAC")
     peer_vni = data.get("VNI", vni)  # flannel before 0.13 did not tell it
     if peer_vni != vni:
         raise InputError(f"{key}: VNI {str(peer_vni)[:20]} is not this node's {vni}")

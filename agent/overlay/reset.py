@@ -34,7 +34,8 @@ def reset(settings: OverlaySettings) -> list[str]:
         for route in netlink.routes(protocol=vxlan.ROUTE_PROTOCOL):
             netlink.execute(rtnl.route(route, remove=True), ignore=(NotFound,))
             removed.append(f"route {route.destination}")
-        wanted = {settings.device_of(4): "vxlan", settings.device_of(6): "vxlan", settings.bridge: "bridge"}
+        tunnel = "wireguard" if settings.backend == "wireguard" else "vxlan"
+        wanted = {settings.device_of(4): tunnel, settings.device_of(6): tunnel, settings.bridge: "bridge"}
         for link in netlink.links():
             ours = wanted.get(link.name) == link.kind or (
                 link.kind == "veth" and link.alias.startswith("nodelet ")

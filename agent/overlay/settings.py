@@ -10,14 +10,18 @@ from typing import Literal
 class OverlaySettings:
     """How this node joins the pod network."""
 
-    backend: Literal["vxlan", "host-gw", "none"] = "vxlan"
-    """vxlan: tunnels. host-gw: plain routes, for nodes on one layer 2. none: somebody else does it."""
+    backend: Literal["vxlan", "wireguard", "host-gw", "none"] = "vxlan"
+    """vxlan: tunnels. wireguard: encrypted ones. host-gw: plain routes, for nodes on one layer 2. none:
+    somebody else does it."""
     vni: int = 1
     """VXLAN network identifier, the same on all nodes."""
     port: int = 8472
     """UDP port: Linux's and flannel's 8472, or IANA's 4789."""
     device: str = ""
-    """Name of the VXLAN device; empty for `flannel.<vni>`. With IPv6 there is a second one: `device_of`."""
+    """Name of the tunnel device; empty for `flannel.<vni>`, or `flannel-wg`. With IPv6 there is a second one:
+    `device_of`."""
+    wireguard_port: int = 51820
+    """UDP port of WireGuard in IPv4; in IPv6 it is the next one."""
     mtu: int = 0
     """Bytes, of the VXLAN device and of pods; 0 for the underlay's, less 50 with vxlan (70 over IPv6)."""
     direct_routing: bool = False
@@ -45,7 +49,13 @@ class OverlaySettings:
     """How often packets of the full size are tried on the way to every peer; 0 for never."""
 
     def device_of(self, version: int) -> str:
-        """Name of the VXLAN device for pods of an IP version: 4, or 6 (flannel's `flannel-v6.<vni>`)."""
-        if version == 4:
-            return self.device or f"flannel.{self.vni}"
-        return f"{self.device}-v6" if self.device else f"flannel-v6.{self.vni}"
+        """Name of the tunnel device for pods of an IP version: 4, or 6 (flannel's `flannel-v6.<vni>`)."""
+        if self.device:
+            return self.device if version == 4 else f"{self.device}-v6"
+        if self.backend == "wireguard":
+            return "flannel-wg" if version == 4 else "flannel-wg-v6"
+        return f"flannel.{self.vni}" if version == 4 else f"flannel-v6.{self.vni}"
+
+    def wireguard_port_of(self, version: int) -> int:
+        """UDP port of WireGuard for pods of an IP version."""
+        return self.wireguard_port if version == 4 else self.wireguard_port + 1

@@ -73,7 +73,13 @@ class Table:
         )
         if (found, own) != self._asked:
             self._asked = found, own
-            self._wanted = vxlan.desired(found, device=place.device, underlay=place.underlay.index, own=own)
+            self._wanted = vxlan.desired(
+                found,
+                device=place.device,
+                underlay=place.underlay.index,
+                own=own,
+                port=self._settings.wireguard_port_of(place.address.version),
+            )
         wanted, conflicts = self._wanted
         held, self._held = self._held, None
         if look or held is None:

@@ -120,8 +120,11 @@ def touched(path: Path) -> frozenset[str]:
         ),
         ({"os.system", "os.popen", "os.forkpty", "os.posix_spawn", "os.spawnv", "pty.fork"}, set()),
         ({"ctypes"}, {"host/syscalls.py"}),
-        ({"socket.AF_NETLINK"}, {"host/netlink.py", "host/linkremoval.py"}),
-        ({"socket.SOCK_RAW"}, {"host/netlink.py", "host/linkremoval.py", "agent/overlay/mtu.py"}),
+        ({"socket.AF_NETLINK"}, {"host/netlink.py", "host/linkremoval.py", "host/wireguard.py"}),
+        (
+            {"socket.SOCK_RAW"},
+            {"host/netlink.py", "host/linkremoval.py", "host/wireguard.py", "agent/overlay/mtu.py"},
+        ),
         ({"socket.AF_PACKET"}, set()),
         ({"jeepney", "jeepney.io.threading"}, {"host/dbus.py", "host/systemd.py", "host/logind.py"}),
         ({"host.systemd", "host.cgroups.systemd"}, {"host/cgroups/driver.py"}),  # supervisors load neither

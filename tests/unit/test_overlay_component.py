@@ -151,8 +151,8 @@ def test_two_nodes_with_one_address_are_named():
 
 def test_what_a_dual_stack_node_tells():
     places = [
-        (ipaddress.ip_address("192.0.2.1"), "02:00:00:00:00:01"),
-        (ipaddress.ip_address("2001:db8::1"), ""),
+        (ipaddress.ip_address("192.0.2.1"), "02:00:00:00:00:01", ""),
+        (ipaddress.ip_address("2001:db8::1"), "", ""),
     ]
     told = peers.own_annotations(SETTINGS, places)
     assert {key.removeprefix(peers.PREFIX): value for key, value in told.items()} == {

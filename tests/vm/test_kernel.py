@@ -1,4 +1,4 @@
-"""AppArmor, swap limited by cgroup v2, and a logind that is asked for a shutdown: one boot for all."""
+"""AppArmor, swap limited by cgroup v2, WireGuard, and a logind asked for a shutdown: one boot for all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from tests.vm import vmkit
 
 pytestmark = pytest.mark.timeout(2400)
 
-PATHS = ("tests/root/test_apparmor.py", "tests/root/test_swap.py", "tests/root/test_logind_shutdown.py")
-SWAP = """
+PATHS = (
+    "tests/root/test_apparmor.py",
+    "tests/root/test_swap.py",
+    "tests/root/test_wireguard.py",
+    "tests/root/test_logind_shutdown.py",
+)
+DESELECTED = "--deselect=tests/root/test_wireguard.py::test_a_kernel_without_it_is_told"
+FIRST = """
+modprobe wireguard
 dd if=/dev/zero of=/var/swap bs=1M count=64 status=none
 chmod 600 /var/swap
 busybox mkswap /var/swap >/dev/null
@@ -17,8 +24,10 @@ busybox swapon /var/swap
 """
 
 
-def test_apparmor_swap_and_shutdown() -> None:
-    outcome = vmkit.pytest_inside(PATHS, "--tb=short", first=SWAP, NODELET_TEST_MAY_SHUT_DOWN="1")
+def test_apparmor_swap_wireguard_and_shutdown() -> None:
+    outcome = vmkit.pytest_inside(
+        PATHS, "--tb=short", DESELECTED, first=FIRST, NODELET_TEST_MAY_SHUT_DOWN="1"
+    )
     print(outcome.output)
     assert outcome.status == 0, outcome.output[-8000:]
     assert " passed" in outcome.output
