@@ -263,7 +263,7 @@ class Agent:
             runtime=self._runtime,
             certificate=self._certificate,
             clock=self._clock,
-            measured=(self.overlay, self.policies, self._proxy),
+            measured=(self.pods, self.guards.eviction, self.overlay, self.policies, self._proxy),
         )
 
     # --- running ------------------------------------------------------------------------------------------

@@ -294,4 +294,5 @@ def _image_collector(
         used=pods.garbage.images_in_use,
         disk=disk,
         say=say,
+        prune=pods.prune_pulls,
     )

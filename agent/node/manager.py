@@ -56,7 +56,6 @@ class NodeManager:
         client: None in standalone mode: facts are kept up to date, nothing is posted.
         problems: further reasons not to be Ready, asked each time ("node has no podCIDR: …").
         pressures: pressure conditions that are True, with their messages, asked each time.
-        volumes_in_use: attachable volumes that pods use, asked each time.
         devices: capacity and allocatable of each resource of a device plugin, asked each time.
         machine: what the machine is; read when it is not given.
         addresses: `status.addresses`, asked each time, so that a changed address is noticed.
@@ -74,7 +73,6 @@ class NodeManager:
         clock: Clock,
         problems: Callable[[], Sequence[str]] = tuple,
         pressures: Callable[[], Mapping[str, str]] = dict,
-        volumes_in_use: Callable[[], Sequence[str]] = tuple,
         devices: Callable[[], Mapping[str, tuple[int, int]]] = dict,
         machine: Machine | None = None,
         update_every: float = 10.0,
@@ -95,7 +93,6 @@ class NodeManager:
         self._clock = clock
         self._problems = problems
         self._pressures = pressures
-        self._volumes_in_use = volumes_in_use
         self._devices = devices
         self._update_every = update_every
         self._report_every = report_every
@@ -223,7 +220,6 @@ class NodeManager:
             images=self._images,
             pressures=self._pressures(),
             problems=self._problems(),
-            volumes_in_use=self._volumes_in_use(),
             devices=self._devices(),
         )
         self._note_readiness()

@@ -151,7 +151,6 @@ def build(
     images: Sequence[ContainerImage] = (),
     pressures: Mapping[str, str] | None = None,
     problems: Sequence[str] = (),
-    volumes_in_use: Sequence[str] = (),
     devices: Mapping[str, tuple[int, int]] | None = None,
 ) -> NodeStatus:
     """The whole status, conditions without times.
@@ -159,7 +158,6 @@ def build(
     Args:
         nodefs: size in bytes of the file system that pods' data is on.
         pressures, problems: see `conditions.plan`.
-        volumes_in_use: unique names of attachable volumes that pods use; they must not be detached.
         devices: capacity and allocatable of each resource of a device plugin.
     """
     found: tuple[Condition, ...] = conditions.plan(
@@ -181,7 +179,6 @@ def build(
         daemon_endpoints=NodeDaemonEndpoints(kubelet_endpoint=DaemonEndpoint(port=plan.port)),
         node_info=system_info(plan, machine, runtime),
         images=tuple(biggest if plan.max_images < 0 else biggest[: plan.max_images]),
-        volumes_in_use=tuple(sorted(volumes_in_use)),
         runtime_handlers=runtime.handlers,
         features=NodeFeatures(supplemental_groups_policy=runtime.supplemental_groups_policy),
         declared_features=plan.declared_features,
@@ -215,7 +212,6 @@ def comparable(status: NodeStatus) -> tuple[object, ...]:
         status.node_info,
         status.images,
         status.daemon_endpoints,
-        status.volumes_in_use,
         status.runtime_handlers,
         status.features,
         status.declared_features,

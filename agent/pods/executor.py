@@ -130,6 +130,7 @@ class Executor:
                 self.say(pod, "Warning", "DNSConfigForming", text)
             handler = await self._handler(pod)
             box = await self.ports.runtime.run_sandbox(config, handler=handler)
+            self.ports.metrics.sandbox_started()
             known = next((s for s in self.ports.observer.of(uid).sandboxes if s.id == box), None)
             if known is None or not (known.ips or pod.spec.host_network):
                 fact = await self.ports.runtime.sandbox(box)

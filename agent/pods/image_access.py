@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -150,6 +150,21 @@ class ImageAccess:
     def ended(self, image: str) -> None:
         """A pull of that name brought nothing."""
         self._intent(image).unlink(missing_ok=True)
+
+    def prune(self, known: Collection[str], *, since: float) -> None:
+        """Forget pulls of images that are gone.
+
+        Args:
+            known: ids of the images on the node, as of `since`.
+            since: Unix seconds; what was written later may be of an image that came later.
+        """
+        for path in sorted((self._root / "pulled").glob("sha256-*")):
+            try:
+                record = msgspec.json.decode(path.read_bytes(), type=PulledRecord)
+                if record.image_ref not in known and path.stat().st_mtime < since:
+                    path.unlink()
+            except (OSError, msgspec.DecodeError) as exc:  # one that cannot be read says nothing to nobody
+                log.warning("pull record left alone path=%s error=%s", path, exc)
 
     def _read(self, ref: str) -> PulledRecord | None:
         path = self._file("pulled", ref)

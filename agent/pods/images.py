@@ -66,6 +66,7 @@ class ImagePuller:
         self._access = ImageAccess(
             settings.root, policy=settings.pull_verification, allowlist=settings.preloaded_images
         )
+        self.prune = self._access.prune
         self._slots = asyncio.Semaphore(max(1, settings.max_parallel_pulls))
 
     async def ensure(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from agent.api.structs import ObjectMeta, Pod, Service
@@ -41,6 +41,7 @@ from agent.resources import preemption
 from agent.resources.admission import NodeFacts, Rejection
 from agent.resources.pod_cgroups import PodCgroups
 from agent.resources.preemption import admit_or_preempt
+from agent.server.exposition import Family
 from agent.volumes.base import Sources
 from host.clocks import Clock
 
@@ -386,6 +387,15 @@ class PodManager(PodDirectory):
     def workers(self) -> list[PodWorker]:
         """Every pod there is still something of on this node, with what its worker knows."""
         return list(self._workers.values())
+
+    def families(self) -> Sequence[Family]:
+        """For /metrics."""
+        known = (self.observer.of(uid).containers for uid in self.observer.uids())
+        return self._ports.metrics.families(each for containers in known for each in containers)
+
+    def prune_pulls(self, known: Collection[str], *, since: float) -> None:
+        """Forget pulls of images that are gone; see ImageAccess."""
+        self._ports.images.prune(known, since=since)
 
     def undelivered(self, worker: PodWorker) -> str:
         """Why the API has not taken that pod's last status; empty when it has."""

@@ -7,7 +7,7 @@ that behave. One `Ports` value travels through workers and executors instead of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agent.api.meta import ObjectReference
@@ -15,6 +15,7 @@ from agent.api.structs import Container, Pod, Service
 from agent.devices.grants import Grants
 from agent.pods.facts import ContainerFact, SandboxFact
 from agent.pods.images import ImagePuller
+from agent.pods.metrics import PodMetrics
 from agent.pods.observer import Observer
 from agent.pods.runtime import ExecResult
 from agent.pods.settings import PodSettings
@@ -139,4 +140,5 @@ class Ports:
     """Services known to the node; None while the first list is still to come."""
     allocatable: Callable[[], Mapping[str, str]]
     """The node's allocatable resources now, as quantities: the downward API's, for limits left unset."""
+    metrics: PodMetrics = field(default_factory=PodMetrics)
     runtime_name: str = "nodelet-cri"

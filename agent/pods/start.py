@@ -105,6 +105,7 @@ async def start_container(
         await executor.refresh(uid, container_id)
         raise JobFailed("RunContainerError", str(exc), first=0.0, maximum=0.0) from exc
     executor.say(pod, "Normal", "Started", "Container started", container=container.name)
+    ports.metrics.container_started(pod, container.name)
     memory.images.pop(container.name, None)
     log_path = f"{sandbox.log_directory}/{config.log_path}"
     try:

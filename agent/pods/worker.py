@@ -54,6 +54,7 @@ class PodWorker:
         self._executor = executor
         self._ports = executor.ports
         self._on_finished = on_finished
+        self._began = executor.ports.clock.monotonic()
         self._jobs = Jobs(executor, memory=self.memory, pod=lambda: self.pod, wake=self.poke)
         self._before: list[PodWorker] = []
         self._followers: list[PodWorker] = []
@@ -323,6 +324,10 @@ class PodWorker:
                 resize=self._resize_drafts(seen),
             ),
         )
+        if (memory.status.phase, status.phase) == ("Pending", "Running"):
+            clock = self._ports.clock
+            seen_for = clock.monotonic() - self._began
+            self._ports.metrics.running(self.desired, seen_for=seen_for, now=clock.now())
         memory.status = status
         if not self.removed:
             routine = status.phase == "Pending" and not memory.holds and memory.stop is None

@@ -29,6 +29,12 @@ class ImagePort(Protocol):
     async def remove_image(self, ref: str) -> None: ...
 
 
+class Prune(Protocol):
+    """See agent.pods.image_access.ImageAccess.prune."""
+
+    def __call__(self, known: Collection[str], *, since: float) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
     """The names in parentheses are KubeletConfiguration's. Ages are seconds."""
@@ -124,6 +130,7 @@ class ImageCollector:
         used: ids and names of images in use, asked anew before each removal.
         disk: the images' file system; None while it is not known.
         say: records a warning about the node: reason and message.
+        prune: told after each collection which images there are, and since when (Unix seconds).
     """
 
     def __init__(
@@ -136,6 +143,7 @@ class ImageCollector:
         used: Callable[[], Collection[str]],
         disk: Callable[[], Awaitable[Observation | None]],
         say: Callable[[str, str], None],
+        prune: Prune | None = None,
     ) -> None:
         self._policy = policy
         self._clock = clock
@@ -144,6 +152,7 @@ class ImageCollector:
         self._used = used
         self._disk = disk
         self._say = say
+        self._prune = prune
         self._records: dict[str, ImageRecord] = {}
         self._began = clock.monotonic()
         self._first = True
@@ -159,6 +168,12 @@ class ImageCollector:
 
     async def collect(self) -> None:
         """One collection. Raises what the runtime's calls raise."""
+        since = self._clock.now()
+        await self._collect()
+        if self._prune is not None:
+            self._prune(self._records.keys(), since=since)
+
+    async def _collect(self) -> None:
         now = await self._look()
         old = outdated(self._records.values(), self._policy, now=now, began=self._began)
         await self._remove(old, need=None)

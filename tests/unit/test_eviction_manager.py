@@ -15,6 +15,7 @@ from agent.resources.eviction.manager import EvictionManager, EvictionSettings
 from agent.resources.eviction.measure import Reading
 from agent.resources.eviction.rank import Disk, PodUsage
 from agent.resources.eviction.signals import Amount, Disks, Observation, Threshold
+from agent.server import exposition
 
 MIB = 1 << 20
 MEMORY = Threshold(signal="memory.available", value=Amount("100Mi"))
@@ -101,6 +102,8 @@ async def test_memory_pressure_ends_the_largest_pod_and_passes(tmp_path: Path) -
         assert "DisruptionTarget" in [c.type for c in node.pod("big").status.conditions]
         assert node.events.message("Evicted") == node.pod("big").status.message
         assert machine.said == ["EvictionThresholdMet: Attempting to reclaim memory"]
+        counted = exposition.values(machine.manager.families())
+        assert counted == {'kubelet_evictions{eviction_signal="memory.available"}': 1}
         await node.advance(70.0)
         assert machine.manager.pressures == {}
         assert [found.keys() for found in machine.changes] == [{"MemoryPressure"}, set()]

@@ -100,6 +100,7 @@ class Collecting:
         self.clock, self.runtime = FakeClock(), FakeImages(*images)
         self.used: set[str] = set()
         self.said: list[str] = []
+        self.pruned: list[tuple[set[str], float]] = []
         self.disk = Observation(500, 1000)
         self.collector = ImageCollector(
             ImagePolicy(**policy),
@@ -109,6 +110,7 @@ class Collecting:
             used=lambda: self.used,
             disk=self._disk,
             say=lambda reason, text: self.said.append(f"{reason}: {text}"),
+            prune=lambda known, since: self.pruned.append((set(known), since)),
         )
 
     async def _disk(self) -> Observation:
@@ -125,6 +127,14 @@ async def test_no_more_images_go_than_needed() -> None:
     await given.collector.collect()
     assert given.runtime.held.keys() == {"b", "c"}
     assert given.said == []
+
+
+async def test_pull_records_hear_which_images_are_left() -> None:
+    given = Collecting("a", "b")
+    given.used = {"b"}
+    given.disk = Observation(100, 1000)
+    await given.collector.collect()
+    assert given.pruned == [({"b"}, given.clock.now())]
 
 
 async def test_too_little_freed_is_told_with_the_figures() -> None:

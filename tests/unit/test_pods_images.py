@@ -82,6 +82,23 @@ def test_records_are_on_disk_and_tell_no_secret(tmp_path: Path) -> None:
     assert not again.allowed(IMAGE, "sha256:1", shown(secret()))
 
 
+def test_records_of_images_that_are_gone_go(tmp_path: Path) -> None:
+    access = ImageAccess(tmp_path, policy=DEFAULT)
+    folder = tmp_path / "image_manager" / "pulled"
+    for ref in ("sha256:1", "sha256:2", "sha256:3"):
+        access.pulled(IMAGE, ref, shown(secret())[0])
+    written = max(path.stat().st_mtime for path in folder.iterdir())
+    access.prune({"sha256:1"}, since=written - 60)
+    assert len(list(folder.iterdir())) == 3, "what was pulled after the list was made is not in it"
+    access.prune({"sha256:1"}, since=written + 60)
+    assert access.allowed(IMAGE, "sha256:1", shown(secret()))
+    assert len(list(folder.iterdir())) == 1
+    (path,) = folder.iterdir()
+    path.write_text("{")
+    access.prune(set(), since=written + 60)
+    assert path.exists(), "who may use its image is not known, so nobody may without a secret"
+
+
 def pod_of(uid: str, **spec: Any) -> Any:
     container = {"name": "app", "image": IMAGE, "imagePullPolicy": "IfNotPresent"}
     return make_pod(metadata={"uid": uid, "name": uid}, spec={"containers": [container], **spec})

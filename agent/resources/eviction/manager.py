@@ -7,6 +7,7 @@ has to go for want of disk, dead containers and unused images do.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from agent.resources.eviction.measure import Reading
 from agent.resources.eviction.plan import CALM_PAUSE, Memory, look, pause, settled
 from agent.resources.eviction.rank import PodUsage, rank
 from agent.resources.eviction.signals import Disks, Threshold, with_container_fs
+from agent.server.exposition import Family, Sample
 from host.clocks import Clock
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class EvictionManager:
         self._say = say
         self._on_change = on_change
         self._memory = Memory()
+        self._evicted = Counter[str]()
         self._measure_storage_at = clock.monotonic()
 
     @property
@@ -150,6 +153,12 @@ class EvictionManager:
         await self._pods.ended([evicted], timeout=CLEANUP_SECONDS)
         return 0.0
 
+    def families(self) -> Sequence[Family]:
+        """For /metrics: pods ended by a threshold; those over a limit of their own are not in it."""
+        samples = (Sample(n, {"eviction_signal": signal}) for signal, n in sorted(self._evicted.items()))
+        text = "Cumulative number of pod evictions by eviction signal"
+        return (Family("kubelet_evictions", "counter", text, tuple(samples)),)
+
     async def _evict_one(self, due: Sequence[Threshold], reading: Reading) -> Pod | None:
         cause, pods = due[0], self._pods.active()
         disk = signals.CONDITIONS[cause.signal] == signals.DISK_PRESSURE
@@ -159,6 +168,7 @@ class EvictionManager:
             if not critical(pod):
                 text = message.low(pod, usage.get(pod.metadata.uid), due, reading.seen)
                 self._pods.evict(pod, text, grace=grace, disruption=True)
+                self._evicted[cause.signal] += 1
                 return pod
         return None
 
