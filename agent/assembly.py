@@ -220,6 +220,8 @@ class Agent:
         self._proxy = startup.service_proxy(
             self._settings, services=self._services, slices=self._slices, node_ip=self._ips[0]
         )
+        self._proxy.on_sync = self.pods.services_changed
+        self.pods.routed = self._proxy.routes_to
 
     def _make_static(self) -> StaticPods | None:
         folder, url = self._settings.static_pods, self._settings.kubelet.static_pod_url

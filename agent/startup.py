@@ -147,6 +147,7 @@ def pod_settings(
         cpu_quota_period_us=round(kubelet.cpu_cfs_quota_period * 1e6),
         seccomp_default=kubelet.seccomp_default,
         max_restart_delay=longest if longest is not None else 300.0,
+        hold_termination=float(settings.nodelet.hold_termination),
         max_parallel_pulls=kubelet.max_parallel_image_pulls or 10,
         memory_capacity=machine.memory,
         hugepage_sizes=tuple(machine.hugepages),

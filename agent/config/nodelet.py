@@ -86,6 +86,9 @@ class NodeletConfiguration(Section, frozen=True, kw_only=True):
     read policies, pods and namespaces. on: enforce in any case. off: never."""
     crash_log_lines: int = 3
     """Last lines of a crashed container's log that its event shows; 0: none."""
+    hold_termination: int = 0
+    """Longest time in seconds that a deleted pod's SIGTERM and preStop wait, within its grace, until the
+    service rules of this node send it no new connections; 0: they do not wait."""
     declare_web_sockets: bool = True
     """Declare the node feature ExtendWebSocketsToKubelet, so that exec streams arrive as WebSockets."""
 
@@ -100,6 +103,8 @@ def build(document: dict[str, Any], *, where: str) -> NodeletConfiguration:
         raise InputError(f"{where}: expected apiVersion {API_VERSION}, kind {KIND}")
     if not 0 <= config.crash_log_lines <= 20:
         raise InputError(f"{where}: crashLogLines must be from 0 to 20, not {config.crash_log_lines}")
+    if not 0 <= config.hold_termination <= 60:
+        raise InputError(f"{where}: holdTermination must be from 0 to 60, not {config.hold_termination}")
     _one_of(where, "overlay.backend", config.overlay.backend, ("vxlan", "wireguard", "host-gw", "none"))
     _check_iface(where, config.overlay)
     _one_of(where, "proxy.mode", config.proxy.mode, ("iptables", "none"))

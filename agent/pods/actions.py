@@ -250,6 +250,8 @@ class Observed:
     pod_in_force: Figures | None = None
     """The limits the pod's cgroup was last given by this agent process."""
     stop: Stop | None = None
+    hold_until: float | None = None
+    """Until when nothing is told to end: services of this node still send the pod new connections."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Container name → its next restart count, where the runtime has lost the run before (node reboot)."""
     keep_dead: int = 1

@@ -100,6 +100,8 @@ class PodManager(PodDirectory):
         self._waiting = set(await_sources)
         self._next: dict[str, Pod] = {}
         """Static pods that wait for the one of the same name before them, by that one's uid."""
+        self.routed: Callable[[Collection[str]], bool] = lambda ips: False
+        """Whether services of this node send new connections to a pod at these addresses."""
         self.on_static_change: Callable[[], None] = lambda: None
         """Called when static pods or mirrors changed (see agent.pods.mirror)."""
         self.timelines = Timelines(clock)
@@ -127,6 +129,7 @@ class PodManager(PodDirectory):
             timelines=self.timelines,
             users=UserNamespaces(settings.id_pool, settings.root),
             services=services,
+            routed=lambda ips: self.routed(ips),
             allocatable=lambda: node().allocatable,
             runtime_name=runtime_name,
         )
@@ -307,6 +310,12 @@ class PodManager(PodDirectory):
         return worker is not None and not self._active(worker)
 
     # --- what comes back ----------------------------------------------------------------------------------
+
+    def services_changed(self) -> None:
+        """This node's service rules are new: pods that end may have waited for it."""
+        for worker in self._workers.values():
+            if worker.memory.stop is not None:
+                worker.poke()
 
     def _facts_changed(self, uid: str) -> None:
         worker = self._workers.get(uid)

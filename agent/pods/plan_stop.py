@@ -1,9 +1,9 @@
 """What to do next for a pod that has to go, or whose work is over: the mirror of `plan`. Pure.
 
-Order: app containers together, then sidecars one by one in reverse start order (KEP-753), each with what is
-left of the grace; when all are dead, sandbox and volumes side by side; last, if nothing shall stay, the
-sandbox with its dead containers and the cgroup. A pod that ended by itself keeps its dead containers, for
-their logs.
+Order: perhaps a hold (`holdTermination`); app containers together, then sidecars one by one in reverse start
+order (KEP-753), each with what is left of the grace; when all are dead, sandbox and volumes side by side;
+last, if nothing shall stay, the sandbox with its dead containers and the cgroup. A pod that ended by itself
+keeps its dead containers, for their logs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ EARLIER = 0.5
 
 def plan_stop(pod: Pod, seen: Observed, stop: Stop | None) -> list[Action]:
     """The next actions towards nothing running; `stop` None means that the pod ended by itself."""
+    if seen.hold_until is not None and not any(key.startswith("kill:") for key in seen.jobs):
+        return [Wait(seen.hold_until)]
     order = stop or Stop(began=seen.now, grace=float(spec.grace_seconds(pod)), release=False)
     kills = _kills(pod, seen, order)
     if kills or any(c.alive or c.state is State.UNKNOWN for c in seen.facts.containers):

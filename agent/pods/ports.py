@@ -6,7 +6,7 @@ that behave. One `Ports` value travels through workers and executors instead of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -138,6 +138,8 @@ class Ports:
     users: UserNamespaces
     services: Callable[[], Sequence[Service] | None]
     """Services known to the node; None while the first list is still to come."""
+    routed: Callable[[Collection[str]], bool]
+    """Whether services of this node send new connections to a pod at these addresses."""
     allocatable: Callable[[], Mapping[str, str]]
     """The node's allocatable resources now, as quantities: the downward API's, for limits left unset."""
     metrics: PodMetrics = field(default_factory=PodMetrics)

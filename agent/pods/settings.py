@@ -57,6 +57,9 @@ class PodSettings:
     """Patterns of sysctls that pods may set besides the safe ones (allowedUnsafeSysctls)."""
     crash_log_lines: int = 3
     """Last lines of a crashed container's log that its event shows (crashLogLines)."""
+    hold_termination: float = 0.0
+    """Longest wait in seconds, within the grace, for this node's service rules to let go of a pod that ends
+    (holdTermination)."""
     dead_per_container: int = 1
     """Dead containers kept of each container besides the newest, negative: all
     (--maximum-dead-containers-per-container)."""

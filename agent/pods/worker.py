@@ -32,6 +32,7 @@ from agent.pods.status_resize import ResizeDraft, resize_drafts
 
 log = logging.getLogger(__name__)
 TERMINAL = ("Succeeded", "Failed")
+_LEAST_GRACE = 1.0  # seconds that a hold leaves of the grace
 DEADLINE = Verdict(
     reason="DeadlineExceeded",
     message="Pod was active on the node longer than the specified deadline",
@@ -250,11 +251,25 @@ class PodWorker:
             pod_figures=self._granted[1],
             pod_in_force=memory.pod_in_force,
             stop=memory.stop,
+            hold_until=self._hold(facts, now),
             restarts=next_restarts(memory.status),
             keep_dead=self._ports.settings.dead_per_container,
             dead_since=self._ports.clock.now() - self._ports.settings.dead_minimum_age,
             cgroup=memory.cgroup,
         )
+
+    def _hold(self, facts: PodFacts, now: float) -> float | None:
+        """Until when the pod's end waits for services to let go of it; None: it does not."""
+        stop, longest = self.memory.stop, self._ports.settings.hold_termination
+        if stop is None or not stop.release or self.memory.verdict is not None:
+            return None
+        until = stop.began + min(longest, stop.grace - _LEAST_GRACE)
+        box = facts.sandbox
+        if self.pod.spec.host_network:
+            return None  # others share its addresses
+        if now >= until or box is None or not self._ports.routed(self._executor.pod_ips(self.pod, box.ips)):
+            return None
+        return until
 
     def _started(self, facts: PodFacts) -> frozenset[str]:
         return frozenset(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -114,11 +114,29 @@ class ServiceProxy:
         self._slices: dict[str, dict[str, EndpointSlice]] = {}
         self._pictures: dict[str, VirtualService] = {}
         self._marked: set[str] = set()
+        self._syncing: set[str] = set()
         self._wake = asyncio.Event()
         self._udp_changed = asyncio.Event()
         self._metrics = ProxyMetrics(since=self._clock.now())
+        self.on_sync: Callable[[], None] = lambda: None
+        """Called when the kernel has new rules."""
         self.synced = asyncio.Event()
         """Set while the kernel holds what was known at the last sync."""
+
+    def routes_to(self, ips: Collection[str]) -> bool:
+        """Whether this node's rules may send new connections to a pod at one of these addresses.
+
+        One that is terminating gets them only where no other endpoint is left, which does not count.
+        """
+        for picture in self._pictures.values():
+            for port in picture.ports:
+                if any(one.ip in ips and not one.terminating for one in port.reachable):
+                    return True
+        for key in self._marked | self._syncing:  # the kernel has older rules than these
+            for one in self._slices.get(key, {}).values():
+                if any(ip in ips for found in one.endpoints or () for ip in found.addresses):
+                    return True
+        return False
 
     def families(self) -> Sequence[Family]:
         """For /metrics."""
@@ -207,6 +225,7 @@ class ServiceProxy:
     async def _sync(self) -> None:
         """One sync of everything marked so far."""
         marked, self._marked = self._marked, set()
+        self._syncing |= marked
         triggers = self._metrics.started()
         changed = []
         udp = False
@@ -228,6 +247,8 @@ class ServiceProxy:
             self._metrics.failed(triggers)
             raise
         self._metrics.synced(done, triggers, self._clock.now())
+        self._syncing.clear()
+        self.on_sync()
         if self._health is not None:
             await self._health.set(self._health_checks())
         if udp or done.full:

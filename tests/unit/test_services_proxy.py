@@ -14,6 +14,7 @@ import pytest
 
 from agent.api.structs import (
     Endpoint,
+    EndpointConditions,
     EndpointPort,
     EndpointSlice,
     ObjectMeta,
@@ -318,3 +319,29 @@ async def test_health_ports_open_answer_and_close() -> None:
     await ports.close()
     with pytest.raises(ConnectionRefusedError):
         await status()
+
+
+async def test_a_pod_is_routed_to_until_the_kernel_has_rules_without_it(node: Node) -> None:
+    told: list[bool] = []
+    node.proxy.on_sync = lambda: told.append(node.proxy.routes_to(["10.244.1.5"]))
+    node.services.objects = (service("web"),)
+    before = one_slice("web-1", "web", "10.244.1.5", "10.244.1.6")
+    node.slices.objects = (before,)
+    await begin(node)
+    assert told == [True] and not node.proxy.routes_to(["10.244.1.7"])
+    ending = EndpointConditions(ready=False, serving=True, terminating=True)
+    gone = msgspec.structs.replace(before.endpoints[0], conditions=ending)
+    node.slices.change(before, msgspec.structs.replace(before, endpoints=(gone, before.endpoints[1])))
+    assert node.proxy.routes_to(["10.244.1.5"]), "the rules are still the old ones"
+    await node.clock.advance(1)
+    assert told == [True, False]
+
+
+async def test_the_last_endpoint_of_a_service_is_not_held_for_its_fallback(node: Node) -> None:
+    node.services.objects = (service("web"),)
+    alone = one_slice("web-1", "web", "10.244.1.5")
+    ending = EndpointConditions(ready=False, serving=True, terminating=True)
+    gone = msgspec.structs.replace(alone.endpoints[0], conditions=ending)
+    node.slices.objects = (msgspec.structs.replace(alone, endpoints=(gone,)),)
+    await begin(node)
+    assert not node.proxy.routes_to(["10.244.1.5"])

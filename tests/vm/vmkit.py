@@ -31,7 +31,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 PACKAGES = (
     "apparmor,busybox-static,dbus,initramfs-tools,ipset,iproute2,iptables,kmod,libseccomp2,"
-    "linux-image-cloud-amd64,procps,python3,systemd-sysv,udev"
+    "linux-image-cloud-amd64,nfs-common,nfs-kernel-server,procps,python3,systemd-sysv,udev"
 )
 SUITE = "bookworm"
 _STATUS = "exit status "
