@@ -54,7 +54,8 @@ _API = "api"
 class PodManager(PodDirectory):
     """Runs the pods of one node.
 
-    `run` owns every task and returns when cancelled, leaving containers running.
+    `run` owns every task and returns when cancelled, leaving containers running. `routed` says whether
+    services of this node send new connections to a pod at some addresses; who makes their rules sets it.
     Pods come in by `put` and `remove` (from informer callbacks and static manifests, in the event loop);
     `complete` says that a source has told everything it has, after which leftovers may be cleaned up.
 
@@ -72,6 +73,8 @@ class PodManager(PodDirectory):
         devices: the node's device plugins; None where there are none.
         await_sources: names of the sources that `complete` will report.
     """
+
+    routed: Callable[[Collection[str]], bool] = staticmethod(lambda ips: False)
 
     def __init__(
         self,
@@ -100,17 +103,11 @@ class PodManager(PodDirectory):
         self._waiting = set(await_sources)
         self._next: dict[str, Pod] = {}
         """Static pods that wait for the one of the same name before them, by that one's uid."""
-        self.routed: Callable[[Collection[str]], bool] = lambda ips: False
-        """Whether services of this node send new connections to a pod at these addresses."""
         self.on_static_change: Callable[[], None] = lambda: None
         """Called when static pods or mirrors changed (see agent.pods.mirror)."""
         self.timelines = Timelines(clock)
-        observer = Observer(
-            runtime=runtime,
-            clock=clock,
-            on_change=self._facts_changed,
-            relist_seconds=settings.relist_seconds,
-        )
+        relist, changed = settings.relist_seconds, self._facts_changed
+        observer = Observer(runtime=runtime, clock=clock, on_change=changed, relist_seconds=relist)
         super().__init__(observer)
         self._ports = Ports(
             settings=settings,

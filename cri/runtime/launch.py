@@ -1,6 +1,6 @@
 """Starting the spawner: a fresh interpreter with nothing of nodelet-cri in it, run from a sealed copy.
 
-The copy (memfd with every seal) is what /proc/<pid>/exe of supervisors and container inits shows, so that a
+The copy (a sealed memfd) is what /proc/<pid>/exe of supervisors and container inits shows, so that a
 container which gets hold of it cannot overwrite the host's interpreter (CVE-2019-5736). `-I -S -B -X utf8`:
 no environment variables, no user site, no .pth files, no byte code written.
 """
@@ -27,7 +27,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 _BOOT = (
     "import sys; sys.path.append(sys.argv[1]); from cri.runtime.spawner import main; main(int(sys.argv[2]))"
 )
-_F_ADD_SEALS, _F_SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
+_F_ADD_SEALS = 1033  # fcntl(2)
+# Against further seals, shrinking, growing, and every write but by a mapping of before; there is none.
+# F_SEAL_WRITE says the same, and is refused with EBUSY while anybody in the kernel looks at a page.
+_F_SEALS = 0x1 | 0x2 | 0x4 | 0x10
 
 
 class Spawner:
