@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from agent.api.structs import EndpointSlice, Node, Service
 from agent.explain.documents import Known
-from agent.overlay.peers import PUBLIC_IP, pod_ranges
+from agent.overlay.peers import WORDS, pod_ranges
 from agent.policy.objects import PodFact
 from host.errors import InputError
 from host.rtnl import IPAddress
@@ -78,7 +78,7 @@ def _with_node(known: Known, nodes: Mapping[str, Node]) -> Known:
         return known
     address = ipaddress.ip_address(known.ip)
     for name, node in nodes.items():
-        host = _host(node)
+        host = _host(node, address.version)
         try:
             inside = any(address in net for net in pod_ranges(node))
         except InputError:
@@ -95,11 +95,12 @@ def _with_node(known: Known, nodes: Mapping[str, Node]) -> Known:
     return known
 
 
-def _host(node: Node) -> IPAddress | None:
+def _host(node: Node, version: int) -> IPAddress | None:
+    """Where pods of that IP version are reached: the address its overlay tells, or the Node's own."""
     internal = [entry.address for entry in node.status.addresses if entry.type == "InternalIP"]
-    for text in (node.metadata.annotations.get(PUBLIC_IP, ""), *internal):
-        if _is_address(text):
-            return ipaddress.ip_address(text)
+    for text in (node.metadata.annotations.get(WORDS[version].host, ""), *internal):
+        if _is_address(text) and (address := ipaddress.ip_address(text)).version == version:
+            return address
     return None
 
 

@@ -1,6 +1,7 @@
 """NFS volumes on a real server: what is written arrives, and a server that stops hurts its pods alone.
 
-The server is this machine's own, at 127.0.0.1; the second kernel's tests start one.
+The server is this machine's own, at 127.0.0.1; the second kernel's tests start one. It is in the network of
+process 1, so that is where these tests, which have a network of their own, mount from.
 """
 
 from __future__ import annotations
@@ -42,14 +43,19 @@ pytestmark = pytest.mark.skipif(
     reason="needs a kernel with NFS server and client, and NODELET_TEST_NFS_EXPORT=DIR exported by it",
 )
 THREADS = "4"
+OUTSIDE = ("nsenter", "--net=/proc/1/ns/net")
 
 
 def nfsd(threads: str) -> None:
-    processes.run(["rpc.nfsd", threads], timeout=60)
+    processes.run([*OUTSIDE, "rpc.nfsd", threads], timeout=60)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
+    program = tmp_path / "bin/mount.nfs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPATH={processes.SAFE_PATH}\nexec {" ".join(OUTSIDE)} mount.nfs "$@"\n')
+    program.chmod(0o755)
     yield tmp_path
     nfsd(THREADS)
     mounter = HostMounter()
@@ -59,10 +65,14 @@ def root(tmp_path: Path) -> Iterator[Path]:
         path.unlink()
 
 
+def children_of(root: Path, *, limit: float = 60.0) -> Children:
+    return Children(limit=limit, env={"PATH": f"{root}/bin:{processes.SAFE_PATH}"})
+
+
 def manager_in(
     root: Path, *, clock: FakeClock | None = None, children: Children | None = None
 ) -> VolumeManager:
-    clock, children = clock or FakeClock(), children or Children(limit=60.0)
+    clock, children = clock or FakeClock(), children or children_of(root)
     return VolumeManager(root=root, sources=FakeApi(clock), clock=clock, claims=claims(), children=children)
 
 
@@ -140,7 +150,7 @@ async def test_what_the_server_refuses_is_told(root: Path) -> None:
 
 
 async def test_a_server_that_stops_hurts_its_pods_alone(root: Path) -> None:
-    clock, children = FakeClock(), Children(limit=5.0)
+    clock, children = FakeClock(), children_of(root, limit=5.0)
     manager = manager_in(root, clock=clock, children=children)
     prepared = await manager.prepare(pod(export()))
     (prepared["v"].host_path / "before").write_text("x")

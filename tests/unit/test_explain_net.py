@@ -246,6 +246,18 @@ def test_words_that_name_pods_and_services() -> None:
         find("x", lambda word: both)
 
 
+def test_a_node_is_where_it_is_in_the_ip_version_that_is_asked_for() -> None:
+    public = {
+        "flannel.alpha.coreos.com/public-ip": "192.0.2.12",
+        "flannel.alpha.coreos.com/public-ipv6": "2001:db8::12",
+    }
+    ranges = NodeSpec(pod_cidrs=("10.2.0.0/24", "fd00:2::/64"))
+    nodes = {"n2": Node(metadata=ObjectMeta(name="n2", annotations=public), spec=ranges)}
+    for address, host in (("10.2.0.9", "192.0.2.12"), ("fd00:2::9", "2001:db8::12")):
+        (found,) = names.lookup(address, services=(), slices=(), pods=(), nodes=nodes)
+        assert (found.node, found.host) == ("n2", host)
+
+
 def test_the_agent_is_asked_for_what_the_kernel_does_not_know() -> None:
     service = Service(
         metadata=ObjectMeta(name="front", namespace="shop"),
