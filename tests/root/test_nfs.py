@@ -6,7 +6,6 @@ process 1, so that is where these tests, which have a network of their own, moun
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,6 @@ from agent.api.structs import (
 from agent.volumes.children import Children
 from agent.volumes.manager import VolumeError, VolumeManager
 from agent.volumes.mounts import HostMounter
-from agent.volumes.unmounting import PATIENCE
 from host import processes
 from host.clocks import FakeClock
 
@@ -69,10 +67,8 @@ def children_of(root: Path, *, limit: float = 60.0) -> Children:
     return Children(limit=limit, env={"PATH": f"{root}/bin:{processes.SAFE_PATH}"})
 
 
-def manager_in(
-    root: Path, *, clock: FakeClock | None = None, children: Children | None = None
-) -> VolumeManager:
-    clock, children = clock or FakeClock(), children or children_of(root)
+def manager_in(root: Path, *, children: Children | None = None) -> VolumeManager:
+    clock, children = FakeClock(), children or children_of(root)
     return VolumeManager(root=root, sources=FakeApi(clock), clock=clock, claims=claims(), children=children)
 
 
@@ -150,23 +146,17 @@ async def test_what_the_server_refuses_is_told(root: Path) -> None:
 
 
 async def test_a_server_that_stops_hurts_its_pods_alone(root: Path) -> None:
-    clock, children = FakeClock(), children_of(root, limit=5.0)
-    manager = manager_in(root, clock=clock, children=children)
+    manager = manager_in(root, children=children_of(root, limit=5.0))
     prepared = await manager.prepare(pod(export()))
     (prepared["v"].host_path / "before").write_text("x")
     nfsd("0")
     mount = VolumeMount(name="v", mount_path="/v", sub_path="later")
     wants = Container(name="c", volume_mounts=(mount,))
-    with pytest.raises(VolumeError, match=r"does not answer.*hangs in the kernel"):
+    with pytest.raises(VolumeError, match=r"subPath 'later': the volume's server does not answer"):
         await manager.container_mounts(pod(export()), wants, prepared)
     other = pod(Volume(name="v", empty_dir=EmptyDirVolumeSource()), "u2")
     await manager.prepare(other)
     await manager.teardown("u2")
-    with pytest.raises(VolumeError, match="in use by: ") as caught:
-        await manager.teardown("u1")
-    assert caught.value.reason == "FailedUnMount"
-    await clock.advance(PATIENCE)
-    await manager.teardown("u1")
+    await manager.teardown("u1")  # nobody uses it any more: it is taken away without asking the server
     assert HostMounter().table(root) == []
-    nfsd(THREADS)
-    await asyncio.wait_for(asyncio.gather(*(hung.ended for hung in children.hanging.values())), 120)
+    assert not (root / "pods/u1").exists()
