@@ -61,6 +61,8 @@ def prepare(
             f"spec.podCIDRs: {own} needs an IPv{version} address of the node; add one to --node-ip"
         )
     underlay, address = kernel.underlay(host)
+    if version == 6:
+        kernel.keep_hearing_routers(underlay.name)
     name = settings.device_of(version)
     if settings.backend == "host-gw":
         kernel.delete_device(name)

@@ -7,6 +7,7 @@ object; `Overlay` calls them from a thread.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from host.netlink import Netlink
 from host.rtnl import IPAddress, IPInterface, Link
 from host.wireguard import Tunnel, WireGuard
 
+log = logging.getLogger(__name__)
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NO_WIREGUARD = "this kernel has no WireGuard (modprobe wireguard); set overlay.backend to vxlan"
 _BATCH = 64  # requests in one system call; their answers must fit the socket's receive buffer
@@ -44,6 +46,9 @@ class Kernel(Protocol):
 
     def underlay(self, host: IPAddress) -> tuple[Link, IPInterface]:
         """The device that has this address, and the address with its subnet. Raises NotFound."""
+
+    def keep_hearing_routers(self, device: str) -> None:
+        """Let the node keep an IPv6 default route that it was told of, although it will forward."""
 
     def find_link(self, name: str) -> Link | None:
         """The device of that name."""
@@ -90,6 +95,11 @@ class NetlinkKernel:
             if found.address.ip == host:
                 return self._netlink.get_link(found.index), found.address
         raise NotFound(errno.EADDRNOTAVAIL, f"find the device of node IP {host}", "set --node-ip")
+
+    def keep_hearing_routers(self, device: str) -> None:
+        """See Kernel."""
+        if sysctl.keep_hearing_routers(device):
+            log.info("overlay: accept_ra set to 2 on %s, was 1: forwarding would lose its routes", device)
 
     def find_link(self, name: str) -> Link | None:
         """See Kernel."""

@@ -11,6 +11,7 @@ PROC_SYS = Path("/proc/sys")
 _OFF, _STRICT, _LOOSE = 0, 1, 2  # rp_filter in the kernel's Documentation/networking/ip-sysctl.rst
 
 _NO_LINK_LOCAL = "1"  # addr_gen_mode, there too
+_HEAR, _HEAR_THOUGH_FORWARDING = 1, 2  # accept_ra
 
 
 def disable_ipv6(device: str, proc_sys: Path = PROC_SYS) -> None:
@@ -25,6 +26,19 @@ def quieten_ipv6(device: str, proc_sys: Path = PROC_SYS) -> None:
     conf = proc_sys / "net/ipv6/conf" / device
     _write(conf / "addr_gen_mode", _NO_LINK_LOCAL)
     _write(conf / "accept_ra", "0")
+
+
+def keep_hearing_routers(device: str, proc_sys: Path = PROC_SYS) -> bool:
+    """Let a device that has its routes from router advertisements keep them; whether that had to be said.
+
+    A kernel that forwards ignores advertisements, and drops the default route that came by one, unless
+    accept_ra is 2. So this comes before forwarding is turned on.
+    """
+    path = proc_sys / "net/ipv6/conf" / device / "accept_ra"
+    if _read(path) != _HEAR:
+        return False
+    _write(path, str(_HEAR_THOUGH_FORWARDING))
+    return True
 
 
 def loosen_reverse_path(devices: Sequence[str], proc_sys: Path = PROC_SYS) -> list[str]:

@@ -29,6 +29,9 @@ class FakeKernel:
         own = ipaddress.ip_interface("192.0.2.1/24")
         return Link(UNDERLAY, "eth0", "", "02:ff:00:00:00:01", 1500, True, 0), own
 
+    def keep_hearing_routers(self, device):
+        self.heard = device
+
     def find_link(self, name):
         return self.device if self.device and self.device.name == name else None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from lan import Lan, Machine, ping, udp_source
 from overlays import Cluster, routes
 
-from host import processes
+from host import netns, processes
 from host.netlink import Netlink
 
 
@@ -45,6 +48,40 @@ def test_pods_of_two_nodes_reach_each_other(lan: Lan, tmp_path: Path, stack: str
         assert udp_source(pod1, pod2, ip2) == ip1, "no address translation between pods"
     assert ping(pod1, two.ip6), "pod to another node"
     assert udp_source(pod1, two.netns, two.ip6) == ips1[-1], "and not translated there"
+
+
+def advertise(device: str) -> bool:
+    """Send a router advertisement (RFC 4861, 4.2) to all nodes; False while the device has no address yet."""
+    index = socket.if_nametoindex(device)
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        try:
+            sock.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0), ("ff02::1", 0, 0, index))
+        except OSError:
+            return False
+    return True
+
+
+def test_the_default_route_of_a_router_stays(lan: Lan, tmp_path: Path) -> None:
+    """A kernel that begins to forward forgets what routers told it, unless it is told to listen on."""
+    give(lan, "ipv6")
+    one = lan.nodes[0]
+
+    def told() -> str:
+        netns.run_in(lan.switch, lambda: advertise("switch0"))
+        time.sleep(0.1)
+        shown = processes.run(["ip", "-6", "route", "show", "default"]).stdout.decode()
+        return shown if "proto ra" in shown else ""
+
+    end = time.monotonic() + 60
+    while not one.run(told):
+        assert time.monotonic() < end, "no route by an advertisement"
+    assert Cluster(lan, tmp_path).sync() == []
+    one.add_pod("p1", mtu=1430)
+    assert one.run(lambda: Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text()) == "1\n"
+    kept = one.run(lambda: processes.run(["ip", "-6", "route", "show", "default"]).stdout.decode())
+    assert "proto ra" in kept
 
 
 def test_device_and_entries_are_flannels(lan: Lan, tmp_path: Path) -> None:
