@@ -78,7 +78,7 @@ class World:
         if isinstance(self.runtime, FakeCri):
             return
         log = Path((await self.runtime.container(con)).log_path)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "ready" not in log.read_text():
                 await asyncio.sleep(0.01)
 
@@ -221,7 +221,7 @@ async def test_events_carry_the_pods_state(world: World) -> None:
             seen.append(event)
 
     task = asyncio.create_task(follow())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not seen:  # nothing tells when a stream has begun but its first event
             await world.runtime.remove_sandbox(await world.runtime.run_sandbox(world.sandbox()))
     box, con, uid = await world.launch("exit 5", program=Program(lives=0.01, exit_code=5))
@@ -254,17 +254,17 @@ async def test_commands_run_in_a_running_container_only(world: World) -> None:
     box = await world.runtime.run_sandbox(config)
     con = await world.create(box, config, "sleep 100", program=Program(on_term=0))
     with pytest.raises(RuntimeFailure):
-        await world.runtime.exec_sync(con, ["true"], timeout=10)
+        await world.runtime.exec_sync(con, ["true"], timeout=60)
     await world.runtime.start_container(con)
     script = ["sh", "-c", "echo out; exit 4"]
     if isinstance(world.runtime, FakeCri):
         world.runtime.hooks[" ".join(script)] = ExecResult(exit_code=4, stdout=b"out\n", stderr=b"")
-    done = await world.runtime.exec_sync(con, script, timeout=10)
+    done = await world.runtime.exec_sync(con, script, timeout=60)
     assert (done.exit_code, done.stdout, done.stderr) == (4, b"out\n", b"")
     await world.runtime.stop_sandbox(box)
     for missing in (con, "0" * 64):
         with pytest.raises(RuntimeFailure):
-            await world.runtime.exec_sync(missing, ["true"], timeout=10)
+            await world.runtime.exec_sync(missing, ["true"], timeout=60)
 
 
 async def test_a_command_is_cut_off_in_time(world: World) -> None:

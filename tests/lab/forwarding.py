@@ -21,7 +21,7 @@ def forwarded(lab: Lab, ns: Namespace, pod: str, *ports: str) -> Iterator[subpro
         yield forward
     finally:
         forward.terminate()
-        forward.wait(10)
+        forward.wait(60)
         forward.stdout.close()
 
 

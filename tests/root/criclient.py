@@ -136,7 +136,7 @@ class CriClient:
                 await asyncio.sleep(0.02)
         return status
 
-    async def exec(self, container: str, *command: str, timeout: int = 10) -> pb.ExecSyncResponse:
+    async def exec(self, container: str, *command: str, timeout: int = 60) -> pb.ExecSyncResponse:
         """ExecSync."""
         request = pb.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
         return await self.runtime.ExecSync(request)

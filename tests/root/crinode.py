@@ -217,7 +217,7 @@ def serving(store: Path) -> Iterator[int]:
         yield json.loads(registry.stdout.readline())["listening"][0][1]
     finally:
         registry.terminate()
-        registry.wait(10)
+        registry.wait(60)
         registry.stdout.close()
 
 

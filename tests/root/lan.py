@@ -181,6 +181,6 @@ def udp_source(client: Path, server: Path, target: str, port: int = 5353) -> str
         netns.open_socket(client, family, socket.SOCK_DGRAM) as sender,
     ):
         receiver.bind((anything, port))
-        receiver.settimeout(3.0)
+        receiver.settimeout(60)
         sender.sendto(b"who am I", (target, port))
         return str(receiver.recvfrom(100)[1][0])

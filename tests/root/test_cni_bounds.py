@@ -41,7 +41,7 @@ def first_source(sender: Path, forged: str, victim: Path, target: str) -> str:
         netns.open_socket(sender, socket.AF_INET, socket.SOCK_DGRAM) as honest,
     ):
         receiver.bind(("0.0.0.0", 5353))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         forger.bind((forged, 0))
         for each in (forger, honest):
             each.sendto(b"hello", (target, 5353))
@@ -87,7 +87,7 @@ def received_types(sender: Path, receiver: Path, types: list[int]) -> list[int]:
         netns.open_socket(receiver, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as inbox,
         netns.open_socket(sender, socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as outbox,
     ):
-        inbox.settimeout(10)
+        inbox.settimeout(60)
         index = netns.run_in(sender, lambda: socket.if_nametoindex("eth0"))
         for kind in types:
             outbox.sendto(bytes([kind]) + b"\0" * 23, ("ff02::1", 0, 0, index))
@@ -121,7 +121,7 @@ def test_dual_stack_pods_reach_each_other_past_the_guard(node: Machine) -> None:
         netns.open_socket(pods[1], socket.AF_INET6, socket.SOCK_DGRAM) as receiver,
     ):
         receiver.bind(("::", 5353))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         sender.sendto(b"hello", ("fd00:1::3", 5353))
         assert receiver.recvfrom(100)[1][0] == "fd00:1::2"
 

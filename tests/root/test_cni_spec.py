@@ -217,7 +217,7 @@ def test_host_port_over_ipv6(new_netns: Make, tmp_path: Path) -> None:
     ):
         listener.bind(("fd00:1::2", 80))
         listener.listen(1)
-        caller.settimeout(10)
+        caller.settimeout(60)
         caller.connect(("fd00:9::1", 8080))
     call(node, "DEL", "p1", pod, **both)
     for program in ("iptables-save", "ip6tables-save"):
@@ -266,7 +266,7 @@ def test_host_port_of_sctp(new_netns: Make, tmp_path: Path) -> None:
     ):
         listener.bind(("0.0.0.0", 90))
         listener.listen(1)
-        caller.settimeout(10)
+        caller.settimeout(60)
         caller.connect((node.ip, 9000))
 
 

@@ -26,7 +26,7 @@ async def pid_of(node: CriNode, container: str) -> int:
 
 async def gone(pid: int) -> None:
     """Wait until a process has ended and its parent knows."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.01)
 
@@ -137,7 +137,7 @@ async def test_nothing_is_left_after_removal(node: CriNode):
         await node.exec(container, "id")
         await node.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox))
         before = before or node.picture()
-    async with asyncio.timeout(10):  # what is closed after the answer; a leak stays for ever
+    async with asyncio.timeout(60):  # what is closed after the answer; a leak stays for ever
         while found := crileaks.difference(before, node.picture()):
             await asyncio.sleep(0.05)
     assert found == []

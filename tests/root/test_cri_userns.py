@@ -245,7 +245,7 @@ async def test_port_forward_and_host_port(node: CriNode):
     with sock:
         sock.bind(("0.0.0.0", 8080))
         sock.listen()
-        sock.settimeout(5)
+        sock.settimeout(60)
         request = pb.PortForwardRequest(pod_sandbox_id=sandbox, port=[8080])
         client, writer = await connect((await node.runtime.PortForward(request)).url, "portforward.k8s.io")
         _, stream = await open_pair(client, "1")

@@ -125,7 +125,7 @@ async def test_a_process_on_its_way_in_cannot_be_read(pod: Lab) -> None:
         assert reader.stdout is not None
         assert await asyncio.to_thread(reader.stdout.readline) == b"ready\n"
         for _ in range(150):
-            done = await pod.runtime.exec_sync("pod", spec.id, ("true",), timeout=10)
+            done = await pod.runtime.exec_sync("pod", spec.id, ("true",), timeout=60)
             assert done.code == 0
         reader.send_signal(signal.SIGTERM)
         assert reader.stdout.read() == b""
@@ -146,7 +146,7 @@ class TestWorkingDirectory:
         for number in range(3, 65):
             os.symlink(f"/proc/self/fd/{number}", volume / "here")
             with pytest.raises(StartFailed, match="cwd"):
-                await pod.runtime.exec_sync("pod", spec.id, ("true",), timeout=10)
+                await pod.runtime.exec_sync("pod", spec.id, ("true",), timeout=60)
             (volume / "here").unlink()
 
 
@@ -165,7 +165,7 @@ class TestNothingOfTheImageIsLoaded:
         await refused(pod, "/bin/\N{SNOWMAN}")
         spec = await pod.start("sleep", "1000")
         with pytest.raises(StartFailed):
-            await pod.runtime.exec_sync("pod", spec.id, ("\N{SNOWMAN}",), timeout=10)
+            await pod.runtime.exec_sync("pod", spec.id, ("\N{SNOWMAN}",), timeout=60)
         assert "marker" not in await pod.sh("ls /tmp")
 
     def test_what_runs_inside_has_no_name_service(self) -> None:

@@ -44,7 +44,7 @@ class TestCapabilities:
         spec = await pod.start("sleep", "1000", **PROFILES[profile])
         pid = pod.runtime.container_pid("pod", spec.id)
         first = status(Path(f"/proc/{pid}/status").read_text().splitlines())
-        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/status"), timeout=10)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/status"), timeout=60)
         second = status(done.stdout.decode().splitlines())
         wanted = f"{NET_RAW if profile == 'ambient' else 0:016x}"
         for found in (first, second):
@@ -109,7 +109,7 @@ async def probed(pod: Lab, *calls: Call, **fields: Any) -> list[int]:
     (pod.image / "bin/probe").write_bytes(probe(*calls))
     (pod.image / "bin/probe").chmod(0o755)
     spec = await pod.start("sleep", "1000", **{"seccomp": FILTER, **fields})
-    done = await pod.runtime.exec_sync("pod", spec.id, ("/bin/probe",), timeout=10)
+    done = await pod.runtime.exec_sync("pod", spec.id, ("/bin/probe",), timeout=60)
     assert done.code == 0
     return results(done.stdout)
 

@@ -45,7 +45,7 @@ def shell(script: str, **changes: Any) -> Any:
     return make_pod(**{**changes, "spec": {"containers": [container], **changes.get("spec", {})}})
 
 
-async def until(fact: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(fact: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a fact."""
     began = time.monotonic()
     while not fact():

@@ -46,7 +46,7 @@ class TestLife:
 
     async def test_events_tell_the_exit(self, pod: Lab) -> None:
         spec = await pod.start("false")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             event = await anext(pod.runtime.events())
         assert (event.kind, event.container_id) == ("exited", spec.id)
         assert event.exit is not None
@@ -120,7 +120,7 @@ async def test_nothing_is_left_behind(lab: Lab) -> None:
         await lab.runtime.create_sandbox(lab.sandbox())
         running = await lab.start("sh", "-c", "sleep 1000 & sleep 1000")
         done, _ = await lab.run("true")
-        await lab.runtime.exec_sync("pod", running.id, ("true",), timeout=5)
+        await lab.runtime.exec_sync("pod", running.id, ("true",), timeout=60)
         await lab.runtime.remove_container("pod", done.id)
         await lab.runtime.stop_sandbox("pod")
         facts = await lab.runtime.sandbox_facts("pod")
@@ -128,7 +128,7 @@ async def test_nothing_is_left_behind(lab: Lab) -> None:
         await lab.runtime.stop_sandbox("pod")
         await lab.runtime.remove_sandbox("pod")
         await lab.runtime.remove_sandbox("pod")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await anext(lab.runtime.events())).kind == "exited"
 
 

@@ -38,7 +38,7 @@ def spares_of(spawner: int) -> list[int]:
 def wait_for_spare(lab: Lab) -> int:
     """The process id of the spare, in a network namespace of its own."""
     mine = os.stat("/proc/self/ns/net").st_ino
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for pid in spares_of(lab.spawner.pid):
             if os.stat(f"/proc/{pid}/ns/net").st_ino != mine:
@@ -57,7 +57,7 @@ class TestCgroups:
     async def test_container_and_exec_are_in_every_hierarchy(self, pod: Lab) -> None:
         spec = await pod.start("sleep", "100")
         pids = [pod.runtime.container_pid("pod", spec.id)]
-        result = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/cgroup"), timeout=10)
+        result = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/cgroup"), timeout=60)
         inside = [line.split(":", 2)[2] for line in result.stdout.decode().splitlines()]
         used = {str(folder) for folder in pod.cgroups.folders(spec.cgroup_path)}
         assert len(used) == len(pod.cgroups.trees)

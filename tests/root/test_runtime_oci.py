@@ -70,7 +70,7 @@ async def test_a_failed_start_is_told_and_leaves_nothing(pod: Lab, verbs: dict[s
         with pytest.raises(StartFailed) as caught:
             await pod.runtime.start_container("pod", spec.id)
         assert words in str(caught.value)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             facts = await pod.runtime.wait_container("pod", spec.id)
         assert facts.exit is not None
         assert (facts.exit.code, words in facts.exit.error) == (128, True)
@@ -85,7 +85,7 @@ async def test_a_process_that_ends_before_start_has(pod: Lab) -> None:
     await pod.runtime.create_container(spec)
     facts = await pod.runtime.start_container("pod", spec.id)
     assert facts.started_at
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         facts = await pod.runtime.wait_container("pod", spec.id)
     assert facts.exit is not None
     assert (facts.exit.code, facts.exit.error) == (5, "")
@@ -99,7 +99,7 @@ async def test_a_process_that_ends_before_create_has(pod: Lab) -> None:
     spec = pod.container("sleep", "1", oci_runtime=command)
     await pod.runtime.create_container(spec)
     await pod.runtime.start_container("pod", spec.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         facts = await pod.runtime.wait_container("pod", spec.id)
     assert facts.exit is not None
     assert facts.exit.code == 6
@@ -114,10 +114,10 @@ async def test_a_runtime_that_hangs_ends_with_the_pod(pod: Lab, verb: str) -> No
     await pod.runtime.create_container(spec)
     call = asyncio.ensure_future(pod.runtime.start_container("pod", spec.id))
     hangs = pod.base / "state/sandboxes/pod/containers" / spec.id / "oci.hangs"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not hangs.exists():
             await asyncio.sleep(0.01)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await pod.runtime.stop_sandbox("pod")
     (failure,) = await asyncio.gather(call, return_exceptions=True)
     assert isinstance(failure, OSError)
@@ -141,7 +141,7 @@ async def test_signals_go_by_way_of_the_runtime_and_it_is_told_to_forget(pod: La
         == 0o600
     )
     await pod.runtime.signal_container("pod", spec.id, 15)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "kill" not in calls(pod.base):
             await asyncio.sleep(0.01)
     await pod.runtime.remove_container("pod", spec.id)

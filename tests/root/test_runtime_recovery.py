@@ -70,7 +70,7 @@ async def test_daemon_and_spawner_are_killed(lab: Lab) -> None:
         "sleeper": "running",
         "waiting": "created",
     }
-    await rooted.exec_sync("pod", "talker", ("touch", "/tmp/end"), timeout=5)
+    await rooted.exec_sync("pod", "talker", ("touch", "/tmp/end"), timeout=60)
     done = await rooted.wait_container("pod", "talker")
     assert done.exit is not None
     assert done.exit.code == 42
@@ -126,7 +126,7 @@ async def test_supervisor_is_killed(lab: Lab) -> None:
         done, _ = await lab.run("sh", "-c", "exit 9")
         assert (await anext(lab.runtime.events())).container_id == done.id
         os.kill(facts.pid, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await anext(lab.runtime.events())).kind == "sandbox-lost"
         lost = await lab.runtime.attach_sandbox("pod")
         assert not lost.alive
@@ -143,7 +143,7 @@ async def test_damaged_records(lab: Lab, damage: str) -> None:
     facts = await lab.runtime.create_sandbox(lab.sandbox())
     done, _ = await lab.run("sh", "-c", "exit 9")
     os.kill(facts.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await anext(lab.runtime.events())).kind != "sandbox-lost":
             pass
     path = lab.base / "state/sandboxes/pod/containers" / done.id / "exit"

@@ -45,7 +45,7 @@ class TestPrivileges:
     async def test_none_and_exec_has_the_same(self, pod: Lab) -> None:
         fields = {"capabilities": (), "no_new_privileges": True, "seccomp": DEFAULT_FILTER}
         spec = await pod.start("sleep", "1000", **fields)
-        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/status"), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/self/status"), timeout=60)
         found = status(done.stdout.decode().splitlines())
         assert [found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == ["0" * 16] * 5
         assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
@@ -91,7 +91,7 @@ class TestPrivileges:
     async def test_nothing_of_the_host_stays_open(self, pod: Lab) -> None:
         spec = await pod.start("sleep", "1000")
         assert await pod.sh("ls /proc/self/fd | wc -l") == ["4"]
-        done = await pod.runtime.exec_sync("pod", spec.id, ("ls", "/proc/self/fd"), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("ls", "/proc/self/fd"), timeout=60)
         assert done.stdout.split() == [b"0", b"1", b"2", b"3"]
         mounts = await pod.sh("cat /proc/self/mountinfo")
         roots = [line.split()[4] for line in mounts]

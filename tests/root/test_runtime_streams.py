@@ -58,7 +58,7 @@ class TestExec:
             "sleep", "1000", user=runtime_kit.user(name="bob"), env=(("PATH", "/bin"), ("A", "b"))
         )
         script = "echo $A; id -u; id -G; grep -c . /proc/1/cmdline; cat /proc/self/cgroup >&2; exit 3"
-        done = await pod.runtime.exec_sync("pod", spec.id, ("sh", "-c", script), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("sh", "-c", script), timeout=60)
         assert (done.code, done.stdout) == (3, b"b\n1000\n1000 2000\n1\n")
         places = {line.rpartition(b":")[2] for line in done.stderr.splitlines()}
         assert places <= {b"/", b"/exec-1"}
@@ -66,19 +66,19 @@ class TestExec:
     async def test_not_found(self, pod: Lab) -> None:
         spec = await pod.start("sleep", "1000")
         with pytest.raises(StartFailed, match=r'exec: "nope": executable file not found in \$PATH'):
-            await pod.runtime.exec_sync("pod", spec.id, ("nope",), timeout=5)
+            await pod.runtime.exec_sync("pod", spec.id, ("nope",), timeout=60)
 
     async def test_time_limit_kills_the_group(self, pod: Lab) -> None:
         spec = await pod.start("sleep", "1000")
         with pytest.raises(TimedOut):
             await pod.runtime.exec_sync("pod", spec.id, ("sh", "-c", "sleep 777 & sleep 778"), timeout=0.2)
-        done = await pod.runtime.exec_sync("pod", spec.id, ("ps",), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("ps",), timeout=60)
         assert b"77" not in done.stdout
 
     async def test_output_is_bounded(self, pod: Lab) -> None:
         spec = await pod.start("sleep", "1000")
         argv = ("sh", "-c", "yes | head -c 3000000")
-        done = await pod.runtime.exec_sync("pod", spec.id, argv, timeout=10, limit=1000)
+        done = await pod.runtime.exec_sync("pod", spec.id, argv, timeout=60, limit=1000)
         assert (done.code, len(done.stdout), done.truncated) == (0, 1000, True)
 
     async def test_standard_input(self, pod: Lab) -> None:
@@ -108,7 +108,7 @@ class TestExec:
     async def test_not_in_an_exited_container(self, pod: Lab) -> None:
         facts, _ = await pod.run("true")
         with pytest.raises(NotFound, match="not running"):
-            await pod.runtime.exec_sync("pod", facts.id, ("true",), timeout=5)
+            await pod.runtime.exec_sync("pod", facts.id, ("true",), timeout=60)
 
 
 class TestAttach:

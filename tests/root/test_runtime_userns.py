@@ -38,7 +38,7 @@ class TestWho:
         spec = await pod.start("sleep", "1000", **ALL)
         pid = pod.runtime.container_pid("pod", spec.id)
         assert (ids(pid, "Uid"), ids(pid, "Gid")) == ([ROOT] * 4, [ROOT] * 4)
-        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/1/uid_map"), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("cat", "/proc/1/uid_map"), timeout=60)
         assert done.stdout.split() == [b"0", b"%d" % ROOT, b"65536"]
         assert Path(f"/proc/{pid}/uid_map").read_text() == Path(f"/proc/{pid}/gid_map").read_text()
         full = (1 << len(CAPABILITIES)) - 1
@@ -77,7 +77,7 @@ class TestWho:
         pid = pod.runtime.container_pid("pod", spec.id)
         assert ids(pid, "Uid") == ids(pid, "Gid") == [ROOT + 1000] * 4
         assert ids(pid, "Groups") == [ROOT + 7, ROOT + 1000, ROOT + 2000]
-        done = await pod.runtime.exec_sync("pod", spec.id, ("id",), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("id",), timeout=60)
         assert done.stdout == b"uid=1000(bob) gid=1000(bob) groups=7,1000(bob),2000(extra)\n"
 
     async def test_a_user_beyond_the_map(self, pod: Lab) -> None:
@@ -206,7 +206,7 @@ class TestProcesses:
             "sleep", "1000", user=user(uid=1000), rlimits=(Rlimit(name="RLIMIT_CORE", soft=0, hard=0),)
         )
         script = "id -u; cat /proc/self/uid_map; readlink /proc/self/ns/user; echo > /dev/stderr"
-        done = await pod.runtime.exec_sync("pod", spec.id, ("sh", "-c", script), timeout=5)
+        done = await pod.runtime.exec_sync("pod", spec.id, ("sh", "-c", script), timeout=60)
         lines = done.stdout.decode().splitlines()
         assert lines[0] == "1000"
         assert lines[1].split() == ["0", str(ROOT), "65536"]

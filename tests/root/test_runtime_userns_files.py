@@ -144,7 +144,7 @@ class TestFiles:
             spec = await pod.start("sleep", "1000", mounts=(mount,))
             syscalls.mount("late", volume / "sub", "tmpfs")
             (volume / "sub/late").touch()
-            done = await pod.runtime.exec_sync("pod", spec.id, ("ls", "/v/sub"), timeout=5)
+            done = await pod.runtime.exec_sync("pod", spec.id, ("ls", "/v/sub"), timeout=60)
             assert done.stdout == b"late\n"
         finally:
             syscalls.umount(volume, syscalls.MNT_DETACH)

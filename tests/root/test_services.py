@@ -269,7 +269,7 @@ def test_udp_clients_move_when_their_endpoint_goes(cluster: Cluster) -> None:
         return web(*addresses, protocol="UDP")
 
     with netns.open_socket(cluster.client, socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(3)
+        client.settimeout(60)
 
         def who() -> str:
             client.sendto(b"?", (VIP, 80))

@@ -113,7 +113,7 @@ class Alone:
         cgroups = Cgroups()
         cgroups.kill(CGROUP)
         self._holder.kill()
-        self._holder.wait(10)
+        self._holder.wait(60)
         if self._holder.stdout is not None:
             self._holder.stdout.close()
         cgroups.remove(CGROUP)
@@ -153,7 +153,7 @@ class Alone:
         return {pid for pid, parent in found.items() if parent not in found}
 
 
-def until(fact: Callable[[], object], alone: Alone, seconds: float = 15.0) -> None:
+def until(fact: Callable[[], object], alone: Alone, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:

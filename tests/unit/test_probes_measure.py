@@ -80,7 +80,7 @@ def status(code: int, extra: str = "") -> Callable[[bytes], bytes]:
 )
 async def test_status_codes(code: int, outcome: Outcome, text: str) -> None:
     async with server(status(code)) as (port, _):
-        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     assert (measured.outcome, measured.text) == (outcome, text)
 
 
@@ -121,21 +121,21 @@ async def test_redirects_on_the_same_host_are_followed() -> None:
         )
 
     async with server(answer) as (port, requests):
-        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     assert measured.text == "HTTP probe failed with statuscode: 500"
     assert len(requests) == 2
 
 
 async def test_a_redirect_elsewhere_is_a_warning() -> None:
     async with server(status(301, "Location: http://elsewhere.example/\r\n")) as (port, requests):
-        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     assert measured.outcome is Outcome.SUCCESS and measured.warning
     assert len(requests) == 1
 
 
 async def test_redirect_loops_end() -> None:
     async with server(status(302, "Location: /\r\n")) as (port, requests):
-        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     assert measured.text.endswith("stopped after 10 redirects")
     assert len(requests) == 10
 
@@ -150,7 +150,7 @@ async def test_redirect_loops_end() -> None:
 )
 async def test_answers_that_are_not_http(answer: bytes, text: str) -> None:
     async with server(lambda request: answer) as (port, _):
-        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     assert measured.outcome is Outcome.FAILURE
     assert text in measured.text
 
@@ -164,10 +164,10 @@ async def test_no_answer_in_time() -> None:
 async def test_a_closed_port() -> None:
     async with server(status(200)) as (port, _):
         pass
-    measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=5)
+    measured = await measure_http(HTTPGetAction(port=port), TARGET, timeout=60)
     refused = f"dial tcp 127.0.0.1:{port}: connect: connection refused"
     assert measured.text == f'Get "http://127.0.0.1:{port}/": {refused}'
-    assert (await measure_tcp(TCPSocketAction(port=port), TARGET, timeout=5)).text == refused
+    assert (await measure_tcp(TCPSocketAction(port=port), TARGET, timeout=60)).text == refused
 
 
 async def test_https_to_a_plain_server_fails() -> None:
@@ -203,14 +203,14 @@ def self_signed(directory: Path) -> ssl.SSLContext:
 
 async def test_https_does_not_check_certificates(tmp_path: Path) -> None:
     async with server(status(200), tls=self_signed(tmp_path)) as (port, requests):
-        measured = await measure_http(HTTPGetAction(port=port, scheme="HTTPS"), TARGET, timeout=5)
+        measured = await measure_http(HTTPGetAction(port=port, scheme="HTTPS"), TARGET, timeout=60)
     assert measured.outcome is Outcome.SUCCESS
     assert requests[0].startswith(b"GET / HTTP/1.1")
 
 
 async def test_tcp_opens() -> None:
     async with server(status(200)) as (port, _):
-        measured = await measure_tcp(TCPSocketAction(port=port), TARGET, timeout=5)
+        measured = await measure_tcp(TCPSocketAction(port=port), TARGET, timeout=60)
     assert measured.outcome is Outcome.SUCCESS
 
 
@@ -271,7 +271,7 @@ async def test_grpc_health(status_byte: bytes, text: str) -> None:
     port = running.add_insecure_port("127.0.0.1:0")
     await running.start()
     try:
-        measured = await measure_grpc(GRPCAction(port=port, service="x"), TARGET, timeout=5)
+        measured = await measure_grpc(GRPCAction(port=port, service="x"), TARGET, timeout=60)
     finally:
         await running.stop(0)
     assert measured.text == text

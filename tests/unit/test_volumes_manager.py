@@ -152,7 +152,7 @@ async def test_the_service_account_volume(node: Node) -> None:
 
 async def written(path: Path, text: str) -> None:
     """Wait until a thread has written that text."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.to_thread(lambda: next(None for _ in itertools.count() if path.read_text() == text))
 
 
