@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from agent.api.structs import EmptyDirVolumeSource, Pod, Volume
 
 MODE = 0o777
+MEMORY_MODE = 0o1777
+"""A tmpfs is sticky, as the kernel makes it and kubelet leaves it."""
 
 
 async def set_up(context: Context, volume: Volume) -> PreparedVolume:
@@ -41,20 +43,21 @@ async def set_up(context: Context, volume: Volume) -> PreparedVolume:
             size = memory_size(source, context.pod, context.allocatable.get("memory"))
         except ValueError as exc:
             raise Unready(f"emptyDir sizeLimit: {exc}") from exc
-        await asyncio.to_thread(_make, context, partial(context.mounter.tmpfs, mode=MODE, size=size))
+        mount = partial(context.mounter.tmpfs, mode=MEMORY_MODE, size=size)
+        await asyncio.to_thread(_make, context, mount, mode=MEMORY_MODE)
     else:
         page_size = huge_page_size(source.medium, context.pod)
         await asyncio.to_thread(_make, context, partial(context.mounter.hugetlbfs, page_size=page_size))
     return PreparedVolume(name=volume.name, host_path=context.directory)
 
 
-def _make(context: Context, mount: Callable[[Path], None] | None) -> None:
+def _make(context: Context, mount: Callable[[Path], None] | None, *, mode: int = MODE) -> None:
     new = make_directory(context.directory, mode=MODE)
     if mount is not None and not context.mounter.is_mounted(context.directory):
         mount(context.directory)
         new = True
     if new:
-        os.chmod(context.directory, MODE)
+        os.chmod(context.directory, mode)
         own(context.directory, group=context.fs_group)
 
 

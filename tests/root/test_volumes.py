@@ -85,7 +85,7 @@ async def test_life_of_a_pods_volumes(root: Path) -> None:
     assert (secret / "username").read_text() == "admin"
     assert (secret / "username").stat().st_gid == 1234
     facts = memory.stat()
-    assert (facts.st_gid, facts.st_mode & 0o7777) == (1234, 0o2777)
+    assert (facts.st_gid, facts.st_mode & 0o7777) == (1234, 0o3777), "sticky, as with kubelet"
     with pytest.raises(OSError, match="No space"):
         (memory / "big").write_bytes(b"x" * (2 << 20))
     await manager.prepare(pod(group=1234))
@@ -94,10 +94,13 @@ async def test_life_of_a_pods_volumes(root: Path) -> None:
     mounts = (
         VolumeMount(name="disk", mount_path="/d", sub_path="a/b"),
         VolumeMount(name="secret", mount_path="/s", sub_path="username"),
+        VolumeMount(name="mem", mount_path="/m", sub_path="made"),
     )
     bound = await manager.container_mounts(pod(), Container(name="c", volume_mounts=mounts), prepared)
     assert read(bound[1].host_path) == "admin"
     assert same(bound[0].host_path, prepared["disk"].host_path / "a/b")
+    made = Path(bound[2].host_path).stat()
+    assert (made.st_gid, made.st_mode & 0o7777) == (1234, 0o3777)
     again = await manager.container_mounts(pod(), Container(name="c", volume_mounts=mounts), prepared)
     assert again == bound
     assert len(HostMounter().table(root)) == 4
