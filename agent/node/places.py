@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from agent.config.nodelet import OverlaySettings
@@ -124,12 +124,36 @@ def choose(wished: OverlaySettings, devices: Sequence[Interface]) -> Interface:
     raise InputError(f"overlay.{field}: nothing is {word!r} here; there are {there}")
 
 
-async def moved(look: Callable[[], Places], now: Places, *, clock: Clock) -> Places:
-    """Return when two looks in a row find the same other addresses; what cannot be told is no change."""
+def here() -> frozenset[str]:
+    """Every address of this network namespace. Raises HostError."""
+    with Netlink() as netlink:
+        return frozenset(str(each.address.ip) for each in netlink.addresses())
+
+
+async def moved(
+    look: Callable[[], Places],
+    now: Places,
+    *,
+    clock: Clock,
+    present: Callable[[], Collection[str]] = here,
+) -> Places:
+    """Return when an address of ours is gone and two looks in a row have found the same others.
+
+    As long as it is there nothing has changed, wherever the way to the API server leads: the name of a server
+    may lead elsewhere every time it is asked for. What cannot be told is no change.
+
+    Args:
+        look: finds the addresses.
+        now: those that the agent has.
+        present: every address of the machine.
+    """
     before = now
     while True:
         await clock.sleep(LOOK_SECONDS)
         try:
+            if not {*now.node, *now.underlay}.difference(present()):
+                before = now
+                continue
             found = await asyncio.to_thread(look)  # a server's name may have to be resolved
         except (OSError, InputError):
             before = now

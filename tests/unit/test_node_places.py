@@ -81,9 +81,20 @@ def test_bad_settings_are_named(overlay, words):
     assert words in str(caught.value) and str(caught.value).startswith("f.yaml: ")
 
 
+class Quick(FakeClock):
+    """A clock on which nobody waits."""
+
+    slept = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+NOW, OTHER = Places(("10.0.0.1",), ("10.0.0.1",)), Places(("10.0.0.2",), ("10.0.0.2",))
+
+
 async def test_only_a_lasting_change_counts():
-    now, other = Places(("10.0.0.1",), ("10.0.0.1",)), Places(("10.0.0.2",), ("10.0.0.2",))
-    script = [now, other, now, OSError("no route"), other, OSError("no route"), other, other]
+    script = [NOW, OTHER, NOW, OSError("no route"), OTHER, OSError("no route"), OTHER, OTHER]
 
     def look() -> Places:
         seen = script.pop(0)
@@ -91,15 +102,17 @@ async def test_only_a_lasting_change_counts():
             raise seen
         return seen
 
-    class Quick(FakeClock):
-        slept = 0.0
-
-        async def sleep(self, seconds: float) -> None:
-            self.slept += seconds
-
     clock = Quick()
-    assert await places.moved(look, now, clock=clock) == other
+    assert await places.moved(look, NOW, clock=clock, present=lambda: {"10.0.0.2"}) == OTHER
     assert script == [] and clock.slept == 8 * LOOK_SECONDS
+
+
+async def test_an_address_that_is_still_there_has_not_changed():
+    """The name of an API server may be several addresses, each reached by another device."""
+    there = [{"10.0.0.1", "10.0.0.2"}] * 5 + [{"10.0.0.2"}] * 2
+    clock = Quick()
+    assert await places.moved(lambda: OTHER, NOW, clock=clock, present=lambda: there.pop(0)) == OTHER
+    assert there == [] and clock.slept == 7 * LOOK_SECONDS
 
 
 def test_vagrants_address_is_named():
