@@ -22,6 +22,7 @@ from agent.explain import command, nettables, nettargets, nettrace
 from agent.explain.documents import SOCKET, Known
 from agent.explain.nettables import Tables
 from agent.explain.nettrace import Hop, Question
+from cni.vxlan import ROUTE_PROTOCOL
 from host.errors import InputError
 
 _PORT = 80
@@ -101,7 +102,12 @@ def peers(tables: Tables) -> str:
     rows = []
     for route in sorted(tables.routes, key=lambda r: (r.destination.version, r.destination)):
         device = tables.link(route.index)
-        if route.gateway is None or device is None or route.destination.prefixlen == 0:
+        if device is None or route.destination.prefixlen == 0:
+            continue
+        if device.kind == "wireguard" and route.protocol == ROUTE_PROTOCOL:
+            peer = tables.peer(device.index, route.destination)
+            rows.append((str(route.destination), device.name, "-", str(peer.host) if peer else "missing"))
+        if route.gateway is None:
             continue
         if device.kind == "vxlan":
             entry = tables.neighbour(device.index, route.gateway)

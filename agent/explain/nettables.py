@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.policy import rules as policy_rules
 from agent.policy import verdict
 from cni.config import ALIAS
-from host import processes
+from host import processes, wireguard
 from host.errors import HostError
 from host.netlink import Netlink
-from host.rtnl import IPAddress, Link, Neighbour, Route
+from host.rtnl import IPAddress, IPNetwork, Link, Neighbour, Route
 from host.rules import iptables
 from host.rules.iptables import Family
+from host.wireguard import Tunnel
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _FAMILIES: tuple[Family, ...] = (4, 6)
@@ -59,6 +60,8 @@ class Tables:
     forwards: frozenset[int] = frozenset(_FAMILIES)
     closed: frozenset[int] = frozenset()
     policies: verdict.Rules | None = None
+    tunnels: Mapping[int, frozenset[Tunnel]] = field(default_factory=dict)
+    """Peers of WireGuard devices."""
 
     def link(self, index: int) -> Link | None:
         """The device of that index."""
@@ -76,6 +79,10 @@ class Tables:
             r for r in self.routes if r.destination.version == address.version and address in r.destination
         ]
         return max(fitting, key=lambda route: route.destination.prefixlen, default=None)
+
+    def peer(self, device: int, net: IPNetwork) -> Tunnel | None:
+        """The peer of a WireGuard device that has this range behind it."""
+        return next((each for each in self.tunnels.get(device, ()) if net in each.ranges), None)
 
     def neighbour(self, device: int, address: IPAddress) -> Neighbour | None:
         """The entry of an address on a device."""
@@ -117,7 +124,16 @@ def read(proc_sys: Path = Path("/proc/sys")) -> Tables:
             forwards=frozenset(f for f in _FAMILIES if _is_on(proc_sys / _FORWARDING[f])),
             closed=frozenset(closed),
             policies=_policies(),
+            tunnels=_tunnels(links),
         )
+
+
+def _tunnels(links: Iterable[Link]) -> dict[int, frozenset[Tunnel]]:
+    devices = [link for link in links if link.kind == wireguard.KIND]
+    if not devices:
+        return {}
+    with wireguard.WireGuard() as asked:
+        return {link.index: asked.facts(link.name).tunnels for link in devices}
 
 
 def _rules() -> tuple[dict[str, list[str]], dict[str, list[str]], list[int]]:

@@ -165,6 +165,8 @@ def _to(tables: Tables, target: IPAddress, node: IPAddress | None = None) -> Ite
     yield Hop("route", _shown(route, device))
     if device.kind == "bridge":
         yield from _bridge(tables, device, target)
+    elif device.kind == "wireguard":
+        yield from _encrypted(tables, device, route, node)
     elif device.kind == "vxlan":
         yield from _tunnel(tables, device, route, node)
     elif node is not None and route.gateway is not None and route.gateway != node and target != node:
@@ -269,6 +271,27 @@ def _bridge(tables: Tables, bridge: Link, target: IPAddress) -> Iterator[Hop]:
         yield Hop("fdb", f"{mac} is behind {ports[0].name}, not {server.link.name}", ok=False)
 
 
+def _encrypted(tables: Tables, device: Link, route: Route, node: IPAddress | None) -> Iterator[Hop]:
+    peer = tables.peer(device.index, route.destination)
+    if peer is None:
+        yield Hop("peer", f"{device.name} has no peer with {route.destination}", ok=False)
+        return
+    if node not in (None, peer.host):
+        words = f"{route.destination} is behind {peer.host}, but the pod's node is {node}"
+        yield Hop("peer", words, ok=False)
+        return
+    yield Hop("peer", f"{route.destination} is behind {peer.host}")
+    yield _underlay(tables, peer.host)
+
+
+def _underlay(tables: Tables, host: IPAddress) -> Hop:
+    outer = tables.route(host)
+    link = tables.link(outer.index) if outer else None
+    if outer is None or link is None or not link.up:
+        return Hop("underlay", f"no way to {host}", ok=False)
+    return Hop("underlay", f"{_shown(outer, link)}; node {host} sees the rest")
+
+
 def _tunnel(tables: Tables, device: Link, route: Route, node: IPAddress | None) -> Iterator[Hop]:
     gateway = route.gateway or route.destination.network_address
     hop, mac = _neighbour(tables, device, gateway, must=True)
@@ -281,9 +304,4 @@ def _tunnel(tables: Tables, device: Link, route: Route, node: IPAddress | None) 
         yield Hop("fdb", f"{mac} is at {entry.address}, but the pod's node is {node}", ok=False)
         return
     yield Hop("fdb", f"{mac} is at {entry.address}")
-    outer = tables.route(entry.address)
-    link = tables.link(outer.index) if outer else None
-    if outer is None or link is None or not link.up:
-        yield Hop("underlay", f"no way to {entry.address}", ok=False)
-        return
-    yield Hop("underlay", f"{_shown(outer, link)}; node {entry.address} sees the rest")
+    yield _underlay(tables, entry.address)

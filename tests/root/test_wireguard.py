@@ -13,6 +13,7 @@ from lan import Lan, ping, udp_source
 from overlays import Cluster, routes
 from pyroute2 import WireGuard as Witness
 
+from agent.explain import netcommand, nettables
 from host import netns, processes, rtnl
 from host.errors import Unsupported
 from host.netlink import Netlink
@@ -78,6 +79,8 @@ def test_pods_of_two_nodes_reach_each_other(lan: Lan, tmp_path: Path) -> None:
     (key,) = peers
     assert peers[key] == (two.ip, [two.pod_cidr]) and key in announced(cluster, "node2")
     assert [(str(r.destination), r.gateway) for r in one.run(routes)] == [(two.pod_cidr, None)]
+    shown = one.run(lambda: netcommand.peers(nettables.read())).splitlines()[1].split()
+    assert shown == [two.pod_cidr, DEVICE, "-", two.ip]
 
 
 def test_what_is_deleted_comes_back_with_its_key(lan: Lan, tmp_path: Path) -> None:

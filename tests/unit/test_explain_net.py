@@ -30,8 +30,10 @@ from agent.explain.nettargets import Target
 from agent.explain.nettrace import Question, trace
 from agent.policy.objects import PodFact
 from agent.policy.verdict import Rules
+from cni.vxlan import ROUTE_PROTOCOL
 from host.errors import InputError
 from host.rtnl import NUD_PERMANENT, Link, Neighbour, Route
+from host.wireguard import Tunnel
 
 ip, net = ipaddress.ip_address, ipaddress.ip_network
 WEB, DB, FAR, VIP = ip("10.1.0.5"), ip("10.1.0.6"), ip("10.2.0.9"), ip("10.96.0.1")
@@ -120,6 +122,20 @@ def test_the_way_to_a_neighbour_another_node_a_service_and_outside() -> None:
     assert hops(WHOLE, WEB, VIP) == [(name, True) for name in through]
     assert hops(WHOLE, WEB, ip("203.0.113.1"))[-2:] == [("device", True), ("reply", True)]
     assert hops(WHOLE, ip("192.0.2.11"), DB)[1] == ("policy", True)
+
+
+def test_the_way_through_wireguard() -> None:
+    device = Link(3, "flannel-wg", "wireguard", "", 1420, True, 0)
+    behind = Tunnel("key", ip("192.0.2.12"), 51820, (net("10.2.0.0/24"),))
+    routes = (*WHOLE.routes[:2], Route(net("10.2.0.0/24"), 3, protocol=ROUTE_PROTOCOL), WHOLE.routes[3])
+    links = tuple(device if link.index == 3 else link for link in LINKS)
+    whole = replace(WHOLE, links=links, routes=routes, tunnels={3: frozenset({behind})})
+    assert hops(whole, WEB, FAR)[-4:] == [(n, True) for n in ("route", "peer", "underlay", "reply")]
+    assert lost(replace(whole, tunnels={}), WEB, FAR) == "peer: flannel-wg has no peer with 10.2.0.0/24"
+    elsewhere = lost(whole, WEB, FAR, nodes={FAR: ip("192.0.2.99")})
+    assert elsewhere == "peer: 10.2.0.0/24 is behind 192.0.2.12, but the pod's node is 192.0.2.99"
+    assert netcommand.peers(whole).splitlines()[1].split() == ["10.2.0.0/24", "flannel-wg", "-", "192.0.2.12"]
+    assert "missing" in netcommand.peers(replace(whole, tunnels={}))
 
 
 def test_a_node_port_is_a_service_of_this_node() -> None:
