@@ -28,12 +28,11 @@ def up(lab: Lab, args: argparse.Namespace) -> int:
     print(lab.kubectl("get", "nodes,pods,services", "--all-namespaces", "--output=wide"))
     if args.nodes and not args.no_app:
         show_app(lab)
-    print(f"\nnext: deploy/lab {_name(lab)}kubectl get pods -A   |   deploy/lab {_name(lab)}down", flush=True)
+    print(
+        f"\nnext: deploy/lab {lab.layout.option}kubectl get pods -A   |   deploy/lab {lab.layout.option}down",
+        flush=True,
+    )
     return 0
-
-
-def _name(lab: Lab) -> str:
-    return "" if lab.layout.name == "lab" else f"--name {lab.layout.name} "
 
 
 def show_app(lab: Lab) -> None:
@@ -107,7 +106,7 @@ def status(lab: Lab, _: argparse.Namespace) -> int:
             shown.append(f"{name} ({found.pid})" if found and alive else f"{name} (not running)")
         print(f"{machine:10} {', '.join(shown)}")
     if lacking:
-        print(f"{lacking} programs are not running; start them with: deploy/lab {_name(lab)}up")
+        print(f"{lacking} programs are not running; start them with: deploy/lab {lab.layout.option}up")
         return 3
     print(lab.kubectl("get", "nodes", "--output=wide"), end="")
     return 0
@@ -214,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        again = f"deploy/lab {_name(lab)}"
+        again = f"deploy/lab {lab.layout.option}"
         print(f"\nlab: interrupted; `{again}up` goes on, `{again}down` removes all", file=sys.stderr)
         return 130
 

@@ -76,8 +76,8 @@ class Lab:
         found = machines.find(self.records, name)
         if found is None:
             there = ", ".join([SWITCH, CONTROL, *(node.name for node in nodes.known(self.layout))])
-            where = f"lab {self.layout.name}"
-            raise LabError(f"{name} of {where} is not running; it has {there}; run: deploy/lab up")
+            where, option = f"lab {self.layout.name}", self.layout.option
+            raise LabError(f"{name} of {where} is not running; it has {there}; run: deploy/lab {option}up")
         return found
 
     def api(self, *, keep: bool = False) -> Api:

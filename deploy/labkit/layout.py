@@ -85,6 +85,11 @@ class Layout:
     run_root: Path = Path("/run/nodelet-lab")
 
     @property
+    def option(self) -> str:
+        """What a command line of this lab needs beside its verb, with a space behind it."""
+        return "" if self.name == "lab" else f"--name {self.name} "
+
+    @property
     def state(self) -> Path:
         """Certificates, etcd's data, the nodes' disks."""
         return self.state_root / self.name
