@@ -21,7 +21,7 @@ from agent.devices.allocate import Choice, Demand, pick, shortage
 from agent.devices.grants import NOTHING, DeviceError, Grants, merged
 from agent.devices.plugin import Plugin
 from agent.devices.records import Grant, Held
-from agent.devices.registration import serving
+from agent.devices.registration import obstacle, serving
 from host.clocks import Clock
 from host.errors import HostError
 from proto.devices import plugin_pb2 as pb
@@ -83,7 +83,10 @@ class DeviceManager:
     # --- plugins ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take registrations and follow plugins. Raises InputError when the socket cannot be made."""
+        """Take registrations and follow plugins. Raises InputError: another agent does."""
+        if words := obstacle(self._folder):
+            log.warning("no device plugins here: %s", words)
+            await asyncio.Event().wait()
         try:
             async with serving(self._folder, self._register):
                 await asyncio.Event().wait()

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from host.errors import InputError
 from host.unixsockets import PATH_LIMIT, clear
 from proto.devices import plugin_pb2 as pb
 from proto.devices import plugin_pb2_grpc as rpc
@@ -27,6 +26,14 @@ SOCKET = "kubelet.sock"
 VERSION = "v1beta1"
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _RESOURCE = re.compile(rf"(?P<domain>{_LABEL}(\.{_LABEL})*)/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
+
+
+def obstacle(folder: Path) -> str:
+    """Why no plugin can register below this folder; empty when they can."""
+    path = folder / SOCKET
+    if len(bytes(path)) <= PATH_LIMIT:
+        return ""
+    return f"{path} is longer than the {PATH_LIMIT} bytes a socket's path may have: shorten --root-dir"
 
 
 def problem(request: pb.RegisterRequest) -> str:
@@ -86,14 +93,11 @@ def _clean(folder: Path) -> Path:
     Those of plugins go as well, as with kubelet: it is what some plugins wait for to start anew.
 
     Raises:
-        InputError: another agent listens here, or the path is too long for a socket.
+        InputError: another agent listens here.
     """
     path = folder / SOCKET
-    fix = "stop the other agent, or give this one its own --root-dir"
-    if len(bytes(path)) > PATH_LIMIT:
-        raise InputError(f"{path} is longer than the {PATH_LIMIT} bytes a socket's path may have: {fix}")
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    clear(path, fix=fix)
+    clear(path, fix="stop the other agent, or give this one its own --root-dir")
     for each in folder.iterdir():
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(each.lstat().st_mode):

@@ -102,6 +102,17 @@ def test_a_good_registration_is_none_of_these() -> None:
     assert problem(pb.RegisterRequest(version="v1beta1", endpoint="a.sock", resource_name=RESOURCE)) == ""
 
 
+async def test_a_folder_too_deep_for_a_socket_costs_only_device_plugins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path / ("deep" * 25))
+    running = asyncio.create_task(bench.manager.run())
+    await bench.until(lambda: "no device plugins here" in caplog.text)
+    assert "shorten --root-dir" in caplog.text and not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_two_agents_do_not_share_a_folder(bench: Bench) -> None:
     with pytest.raises(InputError, match=r"kubelet\.sock"):
         await bench.new_manager().run()
