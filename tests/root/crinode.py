@@ -206,6 +206,11 @@ class CriNode(CriClient):
         """What the daemon has written."""
         return (self.folder / "daemon.log").read_text(errors="replace")
 
+    def traceback(self, *, since: int = 0) -> str:
+        """The first traceback in its log, from that character on, with what is around it; empty: none."""
+        before, mark, after = self.log()[since:].partition("Traceback")
+        return f"{before[-600:]}{mark}{after[:6000]}" if mark else ""
+
 
 @contextmanager
 def serving(store: Path) -> Iterator[int]:

@@ -28,11 +28,11 @@ CALLS = sorted(
 @pytest.fixture
 async def unharmed(node: CriNode) -> AsyncIterator[CriNode]:
     """Afterwards the daemon is the same one, has had no unforeseen error, and nothing is left."""
-    before, pid, tracebacks = node.picture().without_descriptors(), node.pid, node.log().count("Traceback")
+    before, pid, length = node.picture().without_descriptors(), node.pid, len(node.log())
     yield node
     await node.clean()
     assert (node.pid, node.has_ended()) == (pid, False)
-    assert node.log().count("Traceback") == tracebacks
+    assert node.traceback(since=length) == ""
     assert crileaks.difference(before, node.picture().without_descriptors()) == []
 
 
