@@ -99,6 +99,19 @@ IMAGE_CALLS: dict[str, Handler] = {
 IMAGE_STREAMS: dict[str, StreamHandler] = {"StreamImages": image_service.stream_images}
 
 
+class HungUp(logging.Filter):
+    """Keeps out what gRPC says, with a traceback, of an answer whose caller has hung up while it was sent.
+
+    It is no error of anybody's: a caller may give up at any moment, and its call is idempotent.
+    """
+
+    LOGGER = "grpc._cython.cygrpc"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record may pass."""
+        return not record.getMessage().startswith("ExecuteBatchError raised in core by servicer method")
+
+
 async def _refuse(context: Any, name: str, exc: Exception) -> None:
     code, words, foreseen = status_of(exc)
     if len(words) > _MOST_WORDS:
@@ -168,6 +181,7 @@ def _methods(service: str, core: Core, calls: dict[str, Handler], streams: dict[
 
 def register(core: Core, server: Any) -> None:
     """Add both CRI services to a gRPC server."""
+    logging.getLogger(HungUp.LOGGER).addFilter(HungUp())
     runtime = _methods("RuntimeService", core, RUNTIME_CALLS, RUNTIME_STREAMS)
     images = _methods("ImageService", core, IMAGE_CALLS, IMAGE_STREAMS)
     server.add_generic_rpc_handlers((runtime, images))
